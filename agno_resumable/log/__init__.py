@@ -1,0 +1,1 @@
+"""Where events live: the protocol and its backends."""

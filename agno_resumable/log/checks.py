@@ -1,0 +1,43 @@
+"""What every backend refuses before it stores anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import EventTooLarge
+from ..model import EncodedEvent
+
+__all__ = ["MAX_EVENT_BYTES", "MAX_RUN_BYTES", "check_events"]
+
+MAX_EVENT_BYTES = 8_388_608
+"""The default for one event's JSON: generous for text, small enough that a reader's page stays in memory."""
+
+MAX_RUN_BYTES = 67_108_864
+"""The default for one run's events together; the oldest are trimmed beyond it, and readers behind get a gap."""
+
+_known_types: set[str] = set()
+
+
+def check_events(run_id: str, events: Iterable[EncodedEvent], max_event_bytes: int) -> int:
+    """Return the JSON of all events in bytes; refuse what is too large or could forge a frame.
+
+    Raises:
+        EventTooLarge: An event is over ``max_event_bytes``.
+        ValueError: A type or data that could not stand in an SSE frame.
+    """
+    total = 0
+    for type_, data in events:
+        size = len(data)
+        total += size
+        if size > max_event_bytes:
+            raise EventTooLarge(run_id, size, max_event_bytes)
+        if size < 5 or data[0] != 123 or data[-1] != 125 or b"\n" in data or b"\r" in data:  # {"":0} is the least
+            raise ValueError(
+                f"An event of run {run_id!r} is no JSON object on one line: encode it with agno_resumable.sse."
+            )
+        if type_ not in _known_types:
+            if not type_ or not type_.isprintable():
+                raise ValueError(f"The event type {type_[:80]!r} of run {run_id!r} could not stand in an SSE frame.")
+            if len(_known_types) < 1024:  # the names of agno's events are few; somebody's own may be endless
+                _known_types.add(type_)
+    return total

@@ -1,0 +1,164 @@
+"""The newest events of the runs that this process writes, in memory: a thousand local readers cost no read at all.
+
+A hot tail is only a cache of what is committed. It holds what this process appended, in commit order, bounded in
+bytes; a read that it cannot answer wholly goes to the store.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from ..model import Batch, Page, Run
+
+__all__ = ["HotTail", "take"]
+
+
+def take(batches: Sequence[Batch], after: int, limit: int, max_bytes: int) -> list[Batch]:
+    """A page's worth of ``batches``, which are consecutive and ascending, from behind ``after``.
+
+    A batch is shared whole wherever it can be: the page ends before the batch that would overfill it, and only a
+    first batch that is too large by itself is cut.
+    """
+    taken: list[Batch] = []
+    if limit <= 0:
+        return taken
+    start = bisect_left(batches, after + 1, key=lambda batch: batch.last)
+    size = 0
+    for position in range(start, len(batches)):
+        batch = batches[position].slice(after, limit)
+        if size + batch.size > max_bytes:
+            if not taken:
+                taken.append(batch.slice(after, _fitting(batch, max_bytes)))
+            break
+        taken.append(batch)
+        size += batch.size
+        limit -= len(batch)
+        if limit <= 0:
+            break
+    return taken
+
+
+def _fitting(batch: Batch, max_bytes: int) -> int:
+    """How many events from the start of ``batch`` stay within ``max_bytes``; at least one."""
+    size = 0
+    for count, (_, data) in enumerate(batch.events):
+        size += len(data)
+        if size > max_bytes:
+            return max(count, 1)
+    return len(batch)
+
+
+class _Tail:
+    __slots__ = ("batches", "epoch", "run", "size")
+
+    def __init__(self, run: Run, epoch: int) -> None:
+        self.run = run
+        self.batches: list[Batch] = []
+        self.size = 0
+        self.epoch = epoch
+
+
+class HotTail:
+    """The tails of many runs, the least recently written leaving first.
+
+    Args:
+        max_bytes: The JSON that all tails hold together, in bytes.
+        max_run_bytes: The JSON that one run's tail holds, in bytes.
+    """
+
+    def __init__(self, *, max_bytes: int = 67_108_864, max_run_bytes: int = 4_194_304) -> None:
+        self._max_bytes = max_bytes
+        self._max_run_bytes = max_run_bytes
+        self._tails: OrderedDict[str, _Tail] = OrderedDict()
+        self._epoch = 0
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._tails)
+
+    def doubt(self) -> None:
+        """Another process has written: no tail answers a read until ``confirm`` has seen its run again."""
+        self._epoch += 1
+
+    @property
+    def epoch(self) -> int:
+        """Raised by ``doubt``: a read remembers it from its start and gives it to ``confirm``."""
+        return self._epoch
+
+    def known_version(self, run_id: str) -> int | None:
+        """The version of the run, if this process surely knows its newest; else ``None``."""
+        tail = self._tails.get(run_id)
+        return None if tail is None or tail.epoch != self._epoch else tail.run.version
+
+    def confirm(self, run: Run, epoch: int) -> None:
+        """``run`` was read from the store by a read that began at ``epoch``."""
+        tail = self._tails.get(run.run_id)
+        if tail is None:
+            return
+        if run.version < tail.run.version:
+            return  # the read was overtaken by a commit of this process, which is in the tail already
+        if run.generation != tail.run.generation:
+            self.forget(run.run_id)  # another producer goes on with the run: the tail would never grow again
+            return
+        tail.run = run
+        tail.epoch = max(tail.epoch, epoch)
+
+    def publish(self, run: Run, batches: Sequence[Batch]) -> None:
+        """``run`` with the new ``batches`` was just committed by this process; called in the order of commits."""
+        tail = self._tails.get(run.run_id)
+        if tail is None:
+            if not batches:
+                return
+            tail = self._tails[run.run_id] = _Tail(run, self._epoch)
+        elif batches and tail.batches and tail.batches[-1].last + 1 != batches[0].first:
+            self._drop(tail, len(tail.batches))  # another process wrote in between: begin anew, dense
+        tail.run = run
+        tail.batches.extend(batches)
+        added = sum(batch.size for batch in batches)
+        tail.size += added
+        self.size += added
+        if batches:
+            self._tails.move_to_end(run.run_id)
+        self._shrink(tail)
+
+    def forget(self, run_id: str) -> None:
+        """The run is gone, or not this process's any more."""
+        tail = self._tails.pop(run_id, None)
+        if tail is not None:
+            self.size -= tail.size
+
+    def read(self, run_id: str, after: int, limit: int, max_bytes: int) -> Page | None:
+        """The page, or ``None`` if the store has to answer."""
+        tail = self._tails.get(run_id)
+        if tail is None or tail.epoch != self._epoch:
+            return None
+        run = tail.run
+        if after >= run.last_index or limit <= 0:
+            return Page(run, ())
+        first = max(after + 1, run.first_index)
+        if not tail.batches or first < tail.batches[0].first:
+            return None
+        return Page(run, take(tail.batches, first - 1, limit, max_bytes))
+
+    def _shrink(self, tail: _Tail) -> None:
+        drop = 0
+        size = tail.size
+        while drop < len(tail.batches) - 1 and size > self._max_run_bytes:
+            size -= tail.batches[drop].size
+            drop += 1
+        while drop < len(tail.batches) and tail.batches[drop].last < tail.run.first_index:
+            drop += 1
+        # A list moves all its rest when its head goes; an eighth at a time keeps that cost constant per batch.
+        if drop * 8 >= len(tail.batches):
+            self._drop(tail, drop)
+        while self.size > self._max_bytes and len(self._tails) > 1:
+            _, oldest = self._tails.popitem(last=False)
+            self.size -= oldest.size
+
+    def _drop(self, tail: _Tail, count: int) -> None:
+        dropped = sum(batch.size for batch in tail.batches[:count])
+        del tail.batches[:count]
+        tail.size -= dropped
+        self.size -= dropped

@@ -1,0 +1,146 @@
+"""The SQLite log's file: connections, schema, and how events lie in it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import LogUnavailable, ResumableError, SchemaTooNew
+from ..model import EncodedEvent, Family, Run, RunStatus
+
+__all__ = ["RUN_COLUMNS", "connect", "pack", "run_from_row", "set_up", "unpack"]
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x61677275  # "agru", so that nothing else's database is taken for ours
+MINIMUM_SQLITE = (3, 38, 0)  # RETURNING came with 3.35, JSON functions by default with 3.38
+
+# Events lie in chunks: what one append stored, as lines that alternate between type and JSON. A row an event would
+# cost one statement an event, and every statement gives the interpreter lock away and has to win it back.
+_SCHEMA = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY,
+    run_id TEXT NOT NULL UNIQUE,
+    family TEXT NOT NULL,
+    component_id TEXT,
+    session_id TEXT,
+    user_id TEXT,
+    idempotency_key TEXT,
+    status TEXT NOT NULL,
+    first_index INTEGER NOT NULL DEFAULT 0,
+    next_index INTEGER NOT NULL DEFAULT 0,
+    size INTEGER NOT NULL DEFAULT 0,
+    generation INTEGER NOT NULL DEFAULT 1,
+    attempts INTEGER NOT NULL DEFAULT 1,
+    version INTEGER NOT NULL DEFAULT 1,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    finished_at REAL,
+    lease_expires_at REAL,
+    cancel_requested_at REAL
+);
+CREATE INDEX run_by_time ON run (created_at);
+CREATE INDEX run_by_session ON run (session_id, created_at) WHERE session_id IS NOT NULL;
+CREATE INDEX run_by_owner ON run (user_id, created_at) WHERE user_id IS NOT NULL;
+CREATE INDEX run_by_key ON run (idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX run_by_lease ON run (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
+CREATE INDEX run_by_end ON run (finished_at) WHERE finished_at IS NOT NULL;
+CREATE TABLE payload (id INTEGER PRIMARY KEY, input BLOB, metadata BLOB, transcript BLOB);
+CREATE TABLE chunk (
+    run INTEGER NOT NULL,
+    last_index INTEGER NOT NULL,
+    first_index INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    events BLOB NOT NULL,
+    PRIMARY KEY (run, last_index)
+) WITHOUT ROWID;
+"""
+
+RUN_COLUMNS = (
+    "run_id, family, component_id, session_id, user_id, idempotency_key, status, first_index, next_index, generation, "
+    "attempts, version, created_at, updated_at, finished_at, lease_expires_at, cancel_requested_at"
+)
+
+
+def run_from_row(row: Sequence[object], heavy: Sequence[bytes | None] = (None, None, None)) -> Run:
+    """A run from ``RUN_COLUMNS``, and from its input, metadata and transcript."""
+    run_id, family, component_id, session_id, user_id, key, status, *rest = row
+    owner = (run_id, Family(family), component_id, session_id, user_id, key)
+    fields: Any = (*owner, heavy[0], heavy[1], RunStatus(status), *rest, heavy[2])
+    return Run(*fields)
+
+
+def pack(events: Sequence[EncodedEvent]) -> bytes:
+    """Events as alternating lines; neither a type nor strict JSON holds a line feed."""
+    return b"\n".join([line for type_, data in events for line in (type_.encode(), data)])
+
+
+def unpack(blob: bytes) -> list[EncodedEvent]:
+    """The reverse of ``pack``."""
+    lines = blob.split(b"\n")
+    return list(map(EncodedEvent, map(bytes.decode, lines[0::2]), lines[1::2]))
+
+
+def connect(path: str, *, synchronous: str, timeout: float, read_only: bool = False) -> sqlite3.Connection:
+    """Open a connection in autocommit mode, WAL, with the durability asked for.
+
+    Raises:
+        LogUnavailable: The file cannot be opened, is no database or another program's, or cannot use a
+            write-ahead log.
+        SchemaTooNew: A newer version of this library has written the file.
+    """
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        raise LogUnavailable(
+            f"SQLite {sqlite3.sqlite_version} is too old: agno-resumable needs "
+            f"{'.'.join(map(str, MINIMUM_SQLITE))}, which comes with every current Python build."
+        )
+    try:
+        db = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=True, cached_statements=64)
+    except sqlite3.Error as error:
+        raise LogUnavailable(f"SQLite cannot open {path!r}: {error}. Does its directory exist?") from error
+    try:
+        _check_owner(db, path)  # before anything is changed in a file that may not be ours
+        mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise LogUnavailable(
+                f"{path!r} cannot use a write-ahead log (journal_mode is {mode!r}): put it on a local disk."
+            )
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        if read_only:
+            db.execute("PRAGMA query_only = ON")
+    except sqlite3.Error as error:
+        db.close()
+        raise LogUnavailable(f"SQLite cannot use {path!r}: {error}.") from error
+    except ResumableError:
+        db.close()
+        raise
+    return db
+
+
+def _check_owner(db: sqlite3.Connection, path: str) -> bool:
+    """Whether the file is empty; raises if it is not ours, or too new."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    empty = not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if application != APPLICATION_ID and not (empty and not version and not application):
+        raise LogUnavailable(f"{path!r} is another program's database: give the log a file of its own.")
+    if version > SCHEMA_VERSION:
+        raise SchemaTooNew(path, version, SCHEMA_VERSION)
+    return empty
+
+
+def set_up(db: sqlite3.Connection, path: str) -> None:
+    """Create the schema in an empty file."""
+    db.execute("BEGIN IMMEDIATE")  # of two processes that open an empty file at once, one makes the schema
+    try:
+        if _check_owner(db, path):
+            for statement in _SCHEMA.split(";"):
+                if statement.strip():
+                    db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise

@@ -1,0 +1,112 @@
+"""Who waits for which run, and what this process knows of it: shared by the backends that other processes write to.
+
+It answers one question: may something have happened to a run since a reader last looked? A commit of this process is
+reported by ``saw``; for those of others the backend reads the runs that ``due`` names and reports them by ``refresh``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from ..model import Run
+from .hot import HotTail
+from .signals import Signals
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """The waiters of a log, and its hot tail, kept right about the commits of other processes."""
+
+    def __init__(self, hot: HotTail) -> None:
+        self.hot = hot
+        self._changed = Signals()
+        self._cancelled = Signals()
+        self._seen: dict[str, int] = {}  # by run, the newest version that a waiter has seen
+        # Runs to look at once, because a change may lie between a read and its wait. A deque: the event loop adds to
+        # it and another thread takes from it, and neither may lose what the other does.
+        self._unsure: deque[str] = deque()
+
+    @property
+    def waiters(self) -> int:
+        """How many tasks wait at this moment."""
+        return self._changed.waiters + self._cancelled.waiters
+
+    @property
+    def busy(self) -> bool:
+        """Whether the commits of other processes concern anybody. Safe to ask from any thread."""
+        return bool(self._seen or self._cancelled.keys or len(self.hot))
+
+    @property
+    def unsure(self) -> bool:
+        """Whether some run has to be looked at even if nobody else has committed. Safe to ask from any thread."""
+        return bool(self._unsure)
+
+    def due(self) -> list[str]:
+        """The runs that somebody waits for; what was unsure counts as looked at from here on."""
+        names = {*self._seen, *self._cancelled.keys}
+        while self._unsure:
+            names.add(self._unsure.popleft())
+        return list(names)
+
+    def saw(self, run: Run) -> None:
+        """This state of the run is committed."""
+        seen = self._seen.get(run.run_id)
+        if seen is not None and run.version > seen:
+            self._wake(run.run_id)
+        if run.cancel_requested_at is not None:
+            self._cancelled.set(run.run_id)
+
+    def gone(self, run_id: str) -> None:
+        """The run is deleted."""
+        self.hot.forget(run_id)
+        self._wake(run_id)
+        self._cancelled.set(run_id)
+
+    def refresh(self, asked: Iterable[str], found: Sequence[Run], *, foreign: bool) -> None:
+        """What a look at the store found of the runs that were ``due``; ``foreign`` if another process has written."""
+        if foreign:
+            self.hot.doubt()
+        for run in found:
+            self.hot.confirm(run, self.hot.epoch)
+            self.saw(run)
+        for run_id in {*asked}.difference(run.run_id for run in found):
+            self.gone(run_id)
+
+    def _wake(self, run_id: str) -> None:
+        # With the waiters goes what they had seen: one that comes next must not trust a look made before it came.
+        self._seen.pop(run_id, None)
+        self._changed.set(run_id)
+
+    def close(self) -> None:
+        """Wake everybody."""
+        self._changed.set_all()
+        self._cancelled.set_all()
+
+    async def wait(self, run_id: str, version: int, timeout: float, nudge: Callable[[], None]) -> None:
+        """See ``EventLog.wait``. ``nudge`` has the backend look at what is ``unsure``."""
+        known = self.hot.known_version(run_id)
+        if known is not None and known > version:
+            return
+        seen = self._seen.get(run_id)
+        if seen is not None and version < seen:
+            return  # another waiter has already seen more
+        if seen is not None and version > seen:
+            self._wake(run_id)  # those who wait with an older version have something to read
+        if known is None and seen != version:
+            self._unsure.append(run_id)
+            nudge()
+        self._seen[run_id] = version
+        try:
+            await self._changed.wait(run_id, timeout)
+        finally:
+            if run_id not in self._changed.keys:
+                self._seen.pop(run_id, None)
+
+    async def wait_cancel(self, run_id: str, timeout: float, nudge: Callable[[], None]) -> None:
+        """Return when a cancel of the run has been seen, when it is gone, or after ``timeout`` seconds."""
+        if self.hot.known_version(run_id) is None:
+            self._unsure.append(run_id)
+            nudge()
+        await self._cancelled.wait(run_id, timeout)
