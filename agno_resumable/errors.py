@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "CursorInvalid",
+    "Draining",
     "EventTooLarge",
     "LogClosed",
     "LogUnavailable",
@@ -18,6 +19,7 @@ __all__ = [
     "RunNotFound",
     "SchemaTooNew",
     "StaleGeneration",
+    "StreamBroken",
     "UnsupportedLogURL",
 ]
 
@@ -139,6 +141,20 @@ class SchemaTooNew(ResumableError):
         )
         self.found = found
         self.supported = supported
+
+
+class Draining(ResumableError):
+    """The process is about to stop and starts no more runs: send the request to another replica, or again later."""
+
+    def __init__(self) -> None:
+        super().__init__("This process is shutting down and starts no more runs: try again.")
+
+
+class StreamBroken(ResumableError):
+    """A response was ended without its end on purpose, so that its client knows that there is more and comes back.
+
+    Raised out of a POST stream at drain or when the store fails. The server closes the connection.
+    """
 
 
 class UnsupportedLogURL(ResumableError, ValueError):

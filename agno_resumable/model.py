@@ -130,6 +130,15 @@ class Batch:
             self._frames = render_frames(self.run_id, self.first, self.events)
         return self._frames
 
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Consecutive batches as one. Its frames are the theirs, so that what is rendered once stays shared."""
+        if len(batches) == 1:
+            return batches[0]
+        joined = cls(batches[0].run_id, batches[0].first, [event for batch in batches for event in batch.events])
+        joined._frames = b"".join([batch.frames for batch in batches])
+        return joined
+
     def slice(self, after: int, limit: int | None = None) -> Batch:
         """The events behind ``after``, at most ``limit``; this very batch if that is all of it."""
         start = max(0, after + 1 - self.first)

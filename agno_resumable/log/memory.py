@@ -58,6 +58,10 @@ class MemoryEventLog:
     def __repr__(self) -> str:
         return f"MemoryEventLog(runs={len(self._runs)})"
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     async def __aenter__(self) -> Self:
         if self._open:
             raise LogClosed("This log is open already: enter it once and share it.")

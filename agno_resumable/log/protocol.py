@@ -34,6 +34,11 @@ class EventLog(Protocol):
         """What an acknowledged append survives, read from the store's own settings at opening."""
         ...
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the log is inside its context, in whichever event loop."""
+        ...
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(

@@ -95,6 +95,10 @@ class SQLiteEventLog:
     def durability(self) -> Durability:
         return self._durability
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     # ---------------------------------------------------------------- opening and closing
 
     async def __aenter__(self) -> Self:
@@ -164,9 +168,7 @@ class SQLiteEventLog:
 
     # ---------------------------------------------------------------- committing
 
-    async def _write(
-        self, apply: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]
-    ) -> T:
+    async def _write(self, apply: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]) -> T:
         if not self._open:
             raise LogClosed
         operation = Operation(apply, committed)
@@ -243,9 +245,7 @@ class SQLiteEventLog:
             self._watch.saw(appended.run)
 
         appended = await self._write(
-            lambda db: ops.append(
-                db, run_id, generation, parts, size, status, transcript, self._max_run_bytes
-            ),
+            lambda db: ops.append(db, run_id, generation, parts, size, status, transcript, self._max_run_bytes),
             committed,
         )
         return appended.run.next_index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Union
 
@@ -70,7 +70,7 @@ async def follow(
     idle_after: float = 15.0,
     limit: int = 2048,
     max_bytes: int = 262_144,
-) -> AsyncIterator[FollowItem]:
+) -> AsyncGenerator[FollowItem, None]:
     """Yield what comes behind the cursor ``after``: every event once and in order, and what else a reader must know.
 
     It reads the log and waits for it, in turns, and holds no more than one page: a slow reader falls back to reading
@@ -99,7 +99,8 @@ async def follow(
         if after + 1 < run.first_index:
             yield Gap(after + 1, run.first_index, "trimmed")
             after = run.first_index - 1
-        for batch in page.batches:
+        if page.batches:
+            batch = Batch.join(page.batches)  # what came in many small commits goes out in one send
             yield batch
             after = batch.last
         if after >= run.last_index:

@@ -1,0 +1,168 @@
+"""What a client posts to start a run: a form, multipart or JSON, with the fields that AgentOS takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+__all__ = ["RunRequest", "read_body", "read_run_request"]
+
+_JSON_FIELDS = ("session_state", "dependencies", "metadata", "knowledge_filters", "output_schema")
+_TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+
+
+@dataclass
+class RunRequest:
+    """A request to start a run, checked.
+
+    ``options`` are for the component's ``arun``: JSON fields, and media by agno's argument names.
+    """
+
+    message: Any
+    stream: bool = True
+    background: bool = False
+    session_id: str | None = None
+    user_id: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+async def read_body(request: Request, max_bytes: int) -> Mapping[str, Any]:
+    """The fields of the body; uploaded files are a list under ``files``.
+
+    Raises:
+        HTTPException: 400 for a body that cannot be parsed, 413 for one that is too large, 415 for another type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    limited = Request(request.scope, _Limited(request, max_bytes).receive)
+    try:
+        if kind == "application/json" or kind.endswith("+json"):
+            body = await limited.body()
+            fields = json.loads(body or b"{}")
+            if not isinstance(fields, dict):
+                raise HTTPException(400, "The body must be a JSON object.")
+            return fields
+        if kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
+            form = await limited.form(max_part_size=max_bytes)
+            collected: dict[str, Any] = {key: value for key, value in form.multi_items() if isinstance(value, str)}
+            files = [value for value in form.getlist("files") if isinstance(value, UploadFile)]
+            if files:
+                collected["files"] = files
+            return collected
+        if not kind and not await limited.body():
+            return {}
+    except (ValueError, RecursionError, MultiPartException) as error:
+        raise HTTPException(400, f"The body could not be parsed: {error}.") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "The client left before the body was whole.") from error
+    raise HTTPException(415, "Send a form, multipart/form-data or application/json.")
+
+
+async def read_run_request(request: Request, max_bytes: int) -> RunRequest:
+    """Read and check a request to start a run.
+
+    Raises:
+        HTTPException: 400, 413, 415, and 422 for a field that is missing or wrong.
+    """
+    fields = await read_body(request, max_bytes)
+    message = fields.get("message")
+    if message is None or message == "":
+        raise HTTPException(422, "The field 'message' is missing.")
+    options: dict[str, Any] = {}
+    for name in _JSON_FIELDS:
+        value = fields.get(name)
+        if value in (None, ""):
+            continue
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise HTTPException(422, f"The field {name!r} must be JSON: {error}.") from error
+        if name == "metadata" and not isinstance(value, dict):
+            raise HTTPException(422, "The field 'metadata' must be a JSON object.")
+        options[name] = value
+    for upload in fields.get("files") or ():
+        if isinstance(upload, UploadFile):
+            name, medium = await _medium(upload)
+            options.setdefault(name, []).append(medium)
+    return RunRequest(
+        message=message,
+        stream=_flag(fields, "stream", True),
+        background=_flag(fields, "background", False),
+        session_id=_text(fields, "session_id"),
+        user_id=_text(fields, "user_id"),
+        options=options,
+    )
+
+
+def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = fields.get(name)
+    if value is None or value == "":
+        return default
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in _TRUE:
+        return True
+    if str(value).lower() in _FALSE:
+        return False
+    raise HTTPException(422, f"The field {name!r} must be true or false.")
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(value) > 255 or not value.isprintable():
+        raise HTTPException(422, f"The field {name!r} must be printable text of at most 255 characters.")
+    return value
+
+
+async def _medium(upload: UploadFile) -> tuple[str, Any]:
+    """An uploaded file as agno's medium, with the name of the argument that takes it."""
+    from agno.media import Audio, File, Image, Video  # only where somebody sends a file
+
+    content = await upload.read()
+    if not content:
+        raise HTTPException(400, f"The file {upload.filename!r} is empty.")
+    mime_type = (upload.content_type or "").partition(";")[0].strip().lower() or None
+    _, dot, extension = (upload.filename or "").rpartition(".")
+    format_ = extension.lower() if dot else (mime_type or "").rpartition("/")[2] or None
+    kind = (mime_type or "").partition("/")[0]
+    try:
+        if kind == "image":
+            return "images", Image(content=content, format=format_, mime_type=mime_type)
+        if kind == "audio":
+            return "audio", Audio(content=content, format=format_, mime_type=mime_type)
+        if kind == "video":
+            return "videos", Video(content=content, format=format_, mime_type=mime_type)
+        if mime_type not in File.valid_mime_types():
+            mime_type = None  # a browser's guess that agno does not know; the name still tells the format
+        return "files", File(content=content, filename=upload.filename, format=format_, mime_type=mime_type)
+    except ValueError as error:
+        raise HTTPException(400, f"agno does not take the file {upload.filename!r}: {error}.") from error
+
+
+class _Limited:
+    """The request's body, refused when it grows over the limit."""
+
+    def __init__(self, request: Request, max_bytes: int) -> None:
+        self._receive = request.receive
+        self._left = max_bytes
+        declared = request.headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
+            raise HTTPException(413, f"The body is over the limit of {max_bytes} bytes.")
+        self._max = max_bytes
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise HTTPException(413, f"The body is over the limit of {self._max} bytes.")
+        return message

@@ -1,0 +1,296 @@
+"""One run being produced: events in from its source, batches out to the log, exactly one end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from .errors import EventTooLarge, LogClosed, LogUnavailable, RunFinished, RunNotFound, StaleGeneration
+from .log.protocol import EventLog
+from .model import EncodedEvent, Run, RunStatus
+from .source import Ending, Source
+from .sse import Identity, cancelled_event, completed_event, encode_event, error_event
+from .transcript import Transcript
+
+__all__ = ["Producer"]
+
+logger = logging.getLogger("agno_resumable.producer")
+
+# What may be waiting for the commit in flight. One event more, and the source has to wait.
+_MAX_EVENTS = 1024
+_MAX_BYTES = 262_144
+# A source that never waits would keep the event loop to itself; after this long it has to let others have a turn.
+_TURN = 0.005
+
+
+class Producer:
+    """Runs the source of one run, under its generation, and ends the run.
+
+    Args:
+        events: Makes the iterator of events; called once, inside the run's task.
+        outage: How long, in seconds, a store that is away is tried again before the run is given up.
+        cancel_grace: How long, in seconds, a run that was asked to cancel itself may take before it is cancelled hard.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        source: Source,
+        run: Run,
+        events: Callable[[], AsyncIterator[Any]],
+        *,
+        cancel_grace: float = 5.0,
+        outage: float = 30.0,
+    ) -> None:
+        self.run = run
+        self.claim = (run.run_id, run.generation)
+        self._log = log
+        self._source = source
+        self._events = events
+        self._cancel_grace = cancel_grace
+        self._outage = outage
+        self._identity = Identity(
+            run_id=run.run_id,
+            session_id=run.session_id,
+            component_id=source.component_id,
+            component_name=source.component_name,
+        )
+        self.transcript = Transcript(run.run_id)
+        self._ending = Ending(run.run_id, source.family)
+        self._next = run.next_index
+        self._buffer: list[EncodedEvent] = []
+        self._size = 0
+        self._more = anyio.Event()
+        self._room = anyio.Event()
+        self._end: RunStatus | None = None  # set together with the last event; nothing is taken after it
+        self._work = anyio.CancelScope()
+        self._reason: str | None = None  # why the work was cancelled, if it was
+        self._lost = False
+        self.done = anyio.Event()
+        """Set when the run has its end, or has been lost."""
+
+    def __repr__(self) -> str:
+        return f"Producer({self.run.run_id!r}, generation={self.run.generation})"
+
+    async def produce(self) -> None:
+        """Run it to its end. Raises nothing but cancellation; a run that is cancelled from outside is ended first."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._obey)
+                tasks.start_soon(self._commit)
+                try:
+                    await self._pump()
+                finally:
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(self._outage + 1):
+                        await self.done.wait()
+                    tasks.cancel_scope.cancel()
+        finally:
+            self.done.set()
+
+    def lose(self) -> None:
+        """Another producer has the run, or it is gone: stop, and store nothing more."""
+        self._lost = True
+        self._stop("lost")
+
+    async def cancel(self, reason: str, grace: float | None = None) -> None:
+        """Ask the run to cancel itself, and cancel it hard if it has not ended after ``grace`` seconds."""
+        grace = self._cancel_grace if grace is None else grace
+        asked = False
+        with anyio.move_on_after(grace):
+            try:
+                asked = await self._source.cancel(self.run.run_id)
+            except Exception:  # somebody's cancel failed: the hard way is still there
+                logger.warning("the component refused to cancel", extra={"run_id": self.run.run_id}, exc_info=True)
+            if asked:
+                await self.done.wait()
+        if not self.done.is_set():
+            self._stop(reason)
+
+    # ---------------------------------------------------------------- the source
+
+    async def _pump(self) -> None:
+        try:
+            with self._work:
+                await self._consume()
+            if self._work.cancelled_caught and not self._lost:
+                self._finish_cancelled(self._reason or "The run was cancelled.")
+        except Exception as error:
+            if type(error).__name__ == "RunCancelledException":  # agno's, where it comes out of the iterator
+                self._finish_cancelled(str(error) or "The run was cancelled.")
+            else:
+                logger.warning("the run failed", extra={"run_id": self.run.run_id, "error_type": type(error).__name__})
+                self._finish(
+                    RunStatus.ERROR,
+                    error_event(
+                        self._source.family, str(error), error_type=_error_type(error), identity=self._identity
+                    ),
+                )
+        except BaseException:  # cancelled from outside: by the loop's end, or by code inside the run
+            self._finish_cancelled(self._reason or "The process stopped.")
+            raise
+
+    async def _consume(self) -> None:
+        family, run_id, ending = self._source.family, self.run.run_id, self._ending
+        turn = time.perf_counter()
+        stream = self._events()
+        try:
+            async for event in stream:
+                if self._end is not None:
+                    continue  # the run has ended; its source may still save its row
+                if _is_run_output(event):
+                    continue
+                encoded = encode_event(event, family=family, run_id=run_id)
+                status = ending.of(encoded.type, event)
+                if status is not None:
+                    self._finish(status, encoded)
+                    continue
+                self._buffer.append(encoded)
+                self._size += len(encoded.data)
+                self._more.set()
+                if self._size >= _MAX_BYTES or len(self._buffer) >= _MAX_EVENTS:
+                    self._room = anyio.Event()
+                    await self._room.wait()
+                    turn = time.perf_counter()
+                elif (now := time.perf_counter()) - turn > _TURN:
+                    await anyio.lowlevel.checkpoint()
+                    turn = now
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(self._cancel_grace):
+                    await close()
+        if self._end is None:
+            status = self._ending.at_exhaustion
+            last = None
+            if status is RunStatus.PAUSED and not self._source.speaks_agno:
+                status = RunStatus.COMPLETED  # nobody could continue it here, and its readers must not wait for ever
+            if status is RunStatus.COMPLETED and self._source.speaks_agno:
+                # agno says so itself, unless it was asked for content only (stream_events=False)
+                last = completed_event(self._source.family, identity=self._identity)
+            self._finish(status, last)
+
+    def _finish_cancelled(self, reason: str) -> None:
+        self._finish(RunStatus.CANCELLED, cancelled_event(self._source.family, reason, identity=self._identity))
+
+    def _finish(self, status: RunStatus, last: EncodedEvent | None) -> None:
+        """The first that says how the run ended is right; who comes later is not heard."""
+        if self._end is None:
+            if last is not None:
+                self._buffer.append(last)
+            self._end = status
+            self._more.set()
+
+    def _stop(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason
+        self._work.cancel()
+        self._more.set()
+
+    # ---------------------------------------------------------------- the log
+
+    async def _commit(self) -> None:
+        """Store what has gathered, as long as anything comes; the end goes with the last events."""
+        with anyio.CancelScope(shield=True):  # ends by itself: at the end, or when the run is lost
+            try:
+                while not self._lost:
+                    if not self._buffer and self._end is None:
+                        self._more = anyio.Event()
+                        await self._more.wait()
+                        continue
+                    events, self._buffer, self._size = self._buffer, [], 0
+                    self._room.set()
+                    end = self._end
+                    self.transcript.fold(events)
+                    await self._store(events, end)
+                    if end is not None:
+                        return
+            except (StaleGeneration, RunNotFound, RunFinished) as error:
+                logger.warning(
+                    "the run is lost to another producer",
+                    extra={"run_id": self.run.run_id, "error_type": type(error).__name__},
+                )
+                self.lose()
+            except LogUnavailable as error:
+                logger.error(
+                    "the log did not take the run's events; it will be ended when its lease runs out",
+                    extra={"run_id": self.run.run_id, "error_type": type(error.__cause__ or error).__name__},
+                )
+                self.lose()
+            finally:
+                self._room.set()
+                self.done.set()
+
+    async def _store(self, events: Sequence[EncodedEvent], end: RunStatus | None) -> None:
+        transcript = self.transcript.dump(end) if end is not None else None
+        deadline = anyio.current_time() + self._outage
+        delay = 0.05
+        unknown = False
+        while True:
+            try:
+                # What may have been stored must not be stored again: only this producer moves the run's index, so the
+                # index tells.
+                if unknown and await self._next_index() != self._next:
+                    self._next += len(events)
+                    return
+                unknown = False
+                self._next = await self._log.append(
+                    self.run.run_id, self.run.generation, events, status=end, transcript=transcript
+                )
+                return
+            except EventTooLarge as error:
+                events = [self._fit(event, error) for event in events]
+            except LogClosed:
+                raise
+            except LogUnavailable as error:
+                if anyio.current_time() + delay > deadline:
+                    raise
+                unknown = unknown or error.outcome_unknown
+                await anyio.sleep(delay)
+                delay = min(delay * 2, 2.0)
+
+    async def _next_index(self) -> int:
+        run = (await self._log.read(self.run.run_id, limit=0)).run
+        if run.generation != self.run.generation:
+            raise StaleGeneration(run.run_id, self.run.generation, run.generation)
+        return run.next_index
+
+    def _fit(self, event: EncodedEvent, error: EventTooLarge) -> EncodedEvent:
+        if len(event.data) <= error.limit:
+            return event
+        logger.warning(
+            "an event was too large for the log",
+            extra={"run_id": self.run.run_id, "event_type": event.type, "size": len(event.data)},
+        )
+        return error_event(
+            self._source.family,
+            f"An event of type {event.type} has {len(event.data)} bytes of JSON; the log takes {error.limit}.",
+            error_type="event_too_large",
+            identity=self._identity,
+        )
+
+    async def _obey(self) -> None:
+        """Wait for a cancel that any process may ask for."""
+        while not self.done.is_set():
+            try:
+                if await self._log.wait_cancel(self.run.run_id, timeout=3600.0):
+                    await self.cancel("The run was cancelled.")
+                    return
+            except LogClosed:
+                return
+            except LogUnavailable:
+                await anyio.sleep(1.0)
+
+
+def _is_run_output(event: object) -> bool:
+    """agno's ``yield_run_output=True`` ends a stream with the run's output, which is no event."""
+    return not hasattr(event, "event") and type(event).__name__ in ("RunOutput", "TeamRunOutput", "WorkflowRunOutput")
+
+
+def _error_type(error: BaseException) -> str:
+    own = getattr(error, "type", None)  # agno's errors name their type
+    return own if isinstance(own, str) else type(error).__name__

@@ -1,0 +1,103 @@
+"""Drain: the time between the stop signal and the end of the process.
+
+Servers end open streams late or never: uvicorn waits for them for ever, or cancels them after the lifespan's
+shutdown. So the stop signals are heard here, in front of the server's own handlers, which are called as before.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Union
+
+from anyio.lowlevel import RunVar
+
+from .log.signals import loop_caller
+
+__all__ = ["Drain", "current_drain", "drain"]
+
+Handler = Union[Callable[[int, Union[FrameType, None]], Any], int, None]
+
+
+class Drain:
+    """The drain of one event loop: it begins once, and tells everybody who asked to be told."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._chained: dict[int, tuple[Handler, Handler]] = {}
+        self._call = loop_caller()
+
+    def begin(self) -> None:
+        """Begin: streams say goodbye, runs get their grace. In the event loop; again is no error."""
+        if self.begun:
+            return
+        self.begun = True
+        for callback in list(self._callbacks.values()):
+            callback()
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have ``callback`` called when the drain begins; returns what takes that back."""
+        token = object()
+        self._callbacks[token] = callback
+
+        def unsubscribe() -> None:
+            self._callbacks.pop(token, None)
+
+        return unsubscribe
+
+    def listen(self) -> None:
+        """Hear SIGTERM and SIGINT, and hand them on to whoever heard them before. Only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            earlier = signal.getsignal(number)
+            known = self._chained.get(number)
+            if earlier is None or (known is not None and earlier is known[0]):
+                continue  # not from Python, so it cannot be handed on; or heard already
+            handler = self._handler(earlier)
+            signal.signal(number, handler)
+            self._chained[number] = (handler, earlier)
+
+    def unlisten(self) -> None:
+        """Give the signals back, where nobody has taken them in between."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, (handler, earlier) in self._chained.items():
+            if signal.getsignal(number) is handler:
+                signal.signal(number, earlier)
+        self._chained.clear()
+
+    def _handler(self, earlier: Handler) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._call(self.begin)
+            if callable(earlier):
+                earlier(number, frame)
+            elif earlier == signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+
+        return handle
+
+
+_drain: RunVar[Drain] = RunVar("agno_resumable_drain")
+
+
+def current_drain() -> Drain:
+    """The drain of the running event loop."""
+    try:
+        return _drain.get()
+    except LookupError:
+        begun = Drain()
+        _drain.set(begun)
+        return begun
+
+
+def drain() -> None:
+    """Begin the drain of this event loop by hand: for a server that hears no signal, or a rolling restart of one's own.
+
+    Every open stream ends with a ``disconnecting`` frame, new runs are refused, and the active ones get their grace.
+    """
+    current_drain().begin()

@@ -1,0 +1,85 @@
+"""Consecutive deltas of a run differ in their text and, once a second, in their time: the rest is written once.
+
+Nearly all events of a stream are such deltas. A template holds the JSON around the text of one run's latest delta, and
+the values that this JSON came from. An event takes it if its fields are the same, in the same order, with values that
+are the same but for the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import compress
+from operator import is_not
+from typing import Any
+
+from .values import SCALARS, escape_separators, json_object
+
+__all__ = ["Template", "delta_field", "fill_template", "learn_template"]
+
+_MAX_TEMPLATES = 64
+_DELTAS = {
+    "RunContentEvent": "content",
+    "IntermediateRunContentEvent": "content",
+    "ReasoningContentDeltaEvent": "reasoning_content",
+}
+
+
+class Template:
+    """The JSON of one run's deltas of one class."""
+
+    __slots__ = ("at", "dumps", "head", "name", "names", "places", "tail", "values")
+
+    def __init__(self, name: str, held: dict[str, Any], fields: dict[str, Any], delta: str) -> None:
+        from orjson import dumps  # loaded with the first event, see values.py
+
+        self.dumps: Callable[[str], bytes] = dumps
+        self.name = name
+        self.names = tuple(held)
+        self.at = self.names.index(delta)
+        self.places = range(len(self.names))
+        # The text counts as changed in every event, so that it is looked at in every event.
+        self.values = tuple([value if name != delta else object() for name, value in held.items()])
+        others = {key: value for key, value in fields.items() if key != delta}
+        self.head = json_object(others)[:-1] + b',"' + delta.encode() + b'":'
+
+
+def delta_field(cls: type) -> str | None:
+    """The field of an agno class of events that holds a delta's text."""
+    return _DELTAS.get(cls.__name__)
+
+
+def fill_template(templates: dict[str, Template], held: dict[str, Any]) -> tuple[str, bytes] | None:
+    """An event's SSE name and JSON, from its instance dict; ``None`` if no template fits."""
+    run_id = held.get("run_id")
+    if type(run_id) is not str:
+        return None
+    template = templates.get(run_id)
+    if template is None or tuple(held) != template.names:
+        return None
+    values, known, at = tuple(held.values()), template.values, template.at
+    for place in compress(template.places, map(is_not, values, known)):
+        value = values[place]
+        if place == at:
+            if type(value) is not str:
+                return None
+        elif type(value) is not type(known[place]) or value != known[place]:
+            return None  # types first: what a template knows are scalars, whose comparison is their own
+    try:
+        text = template.dumps(values[at])
+    except TypeError:
+        return None  # lone surrogates
+    return template.name, b"%b%b}" % (template.head, text if text.isascii() else escape_separators(text))
+
+
+def learn_template(
+    templates: dict[str, Template], name: str, held: dict[str, Any], fields: dict[str, Any], delta: str
+) -> None:
+    """Keep a template of an event that is all scalars, ``fields`` being those it is written with."""
+    run_id = fields.get("run_id")
+    if type(run_id) is not str or type(fields.get(delta)) is not str or "event_index" in held:
+        return
+    if not SCALARS.issuperset(map(type, held.values())) or len(fields) < 2:
+        return
+    if len(templates) >= _MAX_TEMPLATES:
+        templates.clear()
+    templates[run_id] = Template(name, held, fields, delta)

@@ -1,0 +1,288 @@
+"""The owner of all that runs beside the requests: producers, their leases, the sweep for dead runs, retention, drain.
+
+One for each log and event loop. It lives in a task of its own, because a run must outlive the request that started it
+and a mounted application gets no lifespan that could hold it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.abc
+from anyio.lowlevel import RunVar
+
+from .errors import Draining, LogClosed, LogUnavailable, ResumableError
+from .log.open import open_log
+from .log.protocol import EventLog
+from .model import Run, RunStatus
+from .producer import Producer
+from .shutdown import Drain, current_drain
+from .sse import Identity, error_event
+from .transcript import Transcript
+
+__all__ = ["Policy", "Supervisor"]
+
+logger = logging.getLogger("agno_resumable.supervisor")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a supervisor looks after its runs. All in seconds.
+
+    Attributes:
+        lease: How long a producer is believed alive without renewing; renewed at a third of it.
+        sweep_interval: How often runs whose lease ran out are looked for.
+        retention: How long finished runs are kept; ``None`` keeps them for ever.
+        drain_grace: How long active runs may go on after the stop signal.
+    """
+
+    lease: float = 15.0
+    sweep_interval: float = 5.0
+    retention: float | None = 86_400.0
+    drain_grace: float = 10.0
+
+
+_supervisors: RunVar[dict[object, Supervisor]] = RunVar("agno_resumable_supervisors")
+
+
+class Supervisor:
+    """Produces and looks after runs; made and shared by ``Supervisor.acquire``."""
+
+    def __init__(self, log: EventLog, policy: Policy, key: object) -> None:
+        self.log = log
+        self.policy = policy
+        self.drain: Drain = current_drain()
+        self._key = key
+        self._users = 0
+        self._closing = False
+        self._rests_until: float | None = None
+        self._producers: dict[str, Producer] = {}
+        self._tasks: anyio.abc.TaskGroup
+        self._owner: object = None  # the task; held, because an event loop holds tasks only weakly
+        self._ready = anyio.Event()
+        self._stop = anyio.Event()
+        self._ended = anyio.Event()
+        self._failed: BaseException | None = None
+
+    @classmethod
+    async def acquire(cls, log: EventLog | str, policy: Policy) -> Supervisor:
+        """The supervisor of this log in the running event loop, started; each ``acquire`` needs a ``release``.
+
+        A log that is not open yet, and one that is named by its URL, is opened here and closed with the last
+        ``release``. The policy of the first to come is the one that holds.
+
+        Raises:
+            LogUnavailable: The log could not be opened.
+        """
+        try:
+            known = _supervisors.get()
+        except LookupError:
+            _supervisors.set(known := {})
+        key: object = _key(log)
+        supervisor = known.get(key)
+        while supervisor is not None and supervisor._closing:
+            await supervisor._ended.wait()
+            supervisor = known.get(key)
+        if supervisor is None:
+            supervisor = known[key] = cls(open_log(log) if isinstance(log, str) else log, policy, key)
+            supervisor._owner = _spawn(supervisor._main)
+        supervisor._users += 1
+        try:
+            await supervisor._ready.wait()
+        except BaseException:
+            supervisor._users -= 1
+            raise
+        if supervisor._failed is not None:
+            supervisor._users -= 1
+            raise supervisor._failed
+        return supervisor
+
+    async def release(self) -> None:
+        """One user less; with the last one the active runs get their grace, and everything ends."""
+        self._users -= 1
+        if self._users:
+            return
+        self._closing = True
+        with anyio.CancelScope(shield=True):
+            await self.rest()
+            self._stop.set()
+            await self._ended.wait()
+
+    @property
+    def active(self) -> int:
+        """How many runs this process produces at the moment."""
+        return len(self._producers)
+
+    def transcript(self, run_id: str) -> Transcript | None:
+        """The transcript so far of a run that this process produces."""
+        producer = self._producers.get(run_id)
+        return None if producer is None else producer.transcript
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, so that another has to be acquired."""
+        return self._ended.is_set()
+
+    def watch(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``job`` beside the producers; it must end by itself."""
+        self._tasks.start_soon(job)
+
+    def check_accepting(self) -> None:
+        """Raise ``Draining`` if no run may be started any more."""
+        if self.drain.begun or self._closing:
+            raise Draining
+
+    def produce(self, producer: Producer) -> None:
+        """Run the producer to its end, in a task of this supervisor. It inherits the context of the caller."""
+        self._producers[producer.run.run_id] = producer
+        self._tasks.start_soon(self._produce, producer, name=f"run {producer.run.run_id}")
+
+    async def rest(self) -> None:
+        """Give the active runs their grace, then end what is left, and return when all of them have their end.
+
+        The grace counts from the first call: at a signal, and not again when the lifespan ends.
+        """
+        if self._rests_until is None:
+            self._rests_until = anyio.current_time() + self.policy.drain_grace
+        with anyio.CancelScope(deadline=self._rests_until):
+            for producer in list(self._producers.values()):
+                await producer.done.wait()
+        async with anyio.create_task_group() as tasks:
+            for producer in list(self._producers.values()):
+                # half a second for agno to stop by itself and to save its row
+                tasks.start_soon(producer.cancel, "The server is shutting down.", 0.5)
+        with anyio.move_on_after(5.0):
+            for producer in list(self._producers.values()):
+                await producer.done.wait()
+
+    # ---------------------------------------------------------------- the owner's task
+
+    async def _main(self) -> None:
+        opened = not self.log.is_open
+        try:
+            if opened:
+                await self.log.__aenter__()
+        except BaseException as error:  # told to whoever waits in acquire()
+            self._failed = error
+            self._forget()
+            self._ready.set()
+            self._ended.set()
+            if not isinstance(error, Exception):
+                raise
+            return
+        unsubscribe = self.drain.subscribe(self._drained)
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._every, self._sweep, lambda: self.policy.sweep_interval)
+                self._tasks.start_soon(self._every, self._renew, lambda: self.policy.lease / 3)
+                if self.policy.retention is not None:
+                    self._tasks.start_soon(self._every, self._prune, lambda: 60.0)
+                self._ready.set()
+                await self._stop.wait()
+                self._tasks.cancel_scope.cancel()
+        finally:
+            unsubscribe()
+            self._forget()
+            with anyio.CancelScope(shield=True):
+                if opened:
+                    await self.log.__aexit__(None, None, None)
+                self._ended.set()
+
+    def _forget(self) -> None:
+        known = _supervisors.get()
+        if known.get(self._key) is self:
+            del known[self._key]
+
+    def _drained(self) -> None:
+        self._tasks.start_soon(self.rest)
+
+    async def _produce(self, producer: Producer) -> None:
+        try:
+            await producer.produce()
+        except Exception:  # a bug of ours must not take the other runs along; the lease ends this one
+            logger.exception("a producer failed", extra={"run_id": producer.run.run_id})
+        finally:
+            if self._producers.get(producer.run.run_id) is producer:
+                del self._producers[producer.run.run_id]
+
+    async def _every(self, job: Callable[[], Coroutine[Any, Any, None]], interval: Callable[[], float]) -> None:
+        while True:
+            try:
+                await job()
+            except LogClosed:
+                return
+            except ResumableError as error:
+                # A store that is away is asked again; runs that could not be renewed are fenced by the log itself.
+                logger.warning(
+                    "the log did not answer", extra={"job": job.__name__, "error_type": type(error).__name__}
+                )
+            await anyio.sleep(interval())
+
+    async def _renew(self) -> None:
+        claims = {producer.claim: producer for producer in self._producers.values() if not producer.done.is_set()}
+        if not claims:
+            return
+        lost = set(await self.log.renew(list(claims), lease=self.policy.lease))
+        for (run_id, _), producer in claims.items():
+            if run_id in lost and not producer.done.is_set():
+                producer.lose()
+
+    async def _sweep(self) -> None:
+        """End the runs whose producer is gone: whoever notices first has them."""
+        for run in await self.log.expire(lease=self.policy.lease):
+            await self._bury(run)
+
+    async def _bury(self, run: Run) -> None:
+        logger.warning("a run lost its producer", extra={"run_id": run.run_id, "family": run.family.value})
+        transcript = await Transcript.of_log(self.log, run)
+        frame = error_event(
+            run.family,
+            "The process that ran this was lost before it ended.",
+            error_type="producer_lost",
+            identity=Identity(run_id=run.run_id, session_id=run.session_id, component_id=run.component_id),
+        )
+        transcript.fold([frame])
+        try:
+            await self.log.append(
+                run.run_id,
+                run.generation,
+                [frame],
+                status=RunStatus.ERROR,
+                transcript=transcript.dump(RunStatus.ERROR),
+            )
+        except LogUnavailable:
+            raise
+        except ResumableError:  # claimed again by another, or deleted: it is somebody else's now
+            logger.info("another process ended the run first", extra={"run_id": run.run_id})
+
+    async def _prune(self) -> None:
+        if self.policy.retention is not None:
+            await self.log.prune(finished_before=await self.log.now() - self.policy.retention)
+
+
+def _key(log: EventLog | str) -> object:
+    if not isinstance(log, str):
+        return id(log)
+    scheme, colon, rest = log.partition(":///")
+    if scheme == "sqlite" and colon and not rest.startswith("/"):
+        return f"sqlite:////{os.path.abspath(rest)}"  # one connection that writes a process, however it is named
+    return log
+
+
+def _spawn(main: Callable[[], Coroutine[Any, Any, None]]) -> object:
+    """Start ``main`` beside all tasks, in an empty context: it must not inherit one request's."""
+    context = contextvars.Context()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # only on trio, which is then imported already
+
+        return context.run(trio.lowlevel.spawn_system_task, main)
+    return context.run(loop.create_task, main())

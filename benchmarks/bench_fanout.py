@@ -1,0 +1,187 @@
+"""One run, many readers: in process against agno's event stream, and over sockets up to the highest rate held."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks._apps import AGENT, content_event
+from benchmarks._client import Connection, form, read_many, request_bytes
+from benchmarks._support import Report, Server, alternate, main, median, raise_descriptor_limit, sqlite_url, workspace
+
+__all__ = ["run"]
+
+READERS = 100
+NEEDLE = b"event: RunContent\n"
+RATES = (25, 50, 100, 200, 400, 800, 1600, 2400, 3200, 4800, 6400, 9600, 12_800)
+
+
+def run(quick: bool = False) -> Report:
+    """First in process, alternating; then the ladder of rates over sockets."""
+    raise_descriptor_limit()
+    report = Report("fanout", "one run to many readers")
+    with workspace() as directory:
+        _in_process(report, directory, *((500, 2) if quick else (2000, 3)))
+        seconds = 0.7 if quick else 2.0
+        for readers in (100,) if quick else (100, 500):
+            held = {
+                "agno /resume": _ladder("agentos", {}, readers, seconds),
+                "ours memory": _ladder("ours", {"log": "memory:"}, readers, seconds),
+                "ours SQLite FULL": _ladder(
+                    "ours", {"log": sqlite_url(directory, f"fanout-{readers}")}, readers, seconds
+                ),
+            }
+            for name, rate in held.items():
+                report.add(
+                    f"{name}: {readers} clients over sockets, highest rate held",
+                    rate,
+                    "events/s",
+                    note=f"{rate * readers:,.0f} deliveries/s",
+                )
+    return report
+
+
+def _in_process(report: Report, directory: Path, events: int, rounds: int) -> None:
+    results = alternate(
+        rounds,
+        {
+            "agno": lambda: asyncio.run(_agno_tails(events, each=True)),
+            "agno, ready": lambda: asyncio.run(_agno_tails(events, each=False)),
+            "ours memory": lambda: asyncio.run(_ours("memory:", events, each=True)),
+            "ours memory, ready": lambda: asyncio.run(_ours("memory:", events, each=False)),
+            "ours SQLite FULL": lambda: asyncio.run(_ours(sqlite_url(directory), events, each=True)),
+            "ours SQLite FULL, ready": lambda: asyncio.run(_ours(sqlite_url(directory), events, each=False)),
+        },
+    )
+    rates = {name: events / median(samples) for name, samples in results.items()}
+    for name, rate in rates.items():
+        way = "all ready" if name.endswith(", ready") else "the producer gives way after each"
+        report.add(
+            f"{name.partition(',')[0]}: {READERS} readers in process, {way}",
+            rate,
+            "events/s",
+            note=f"{rate * READERS:,.0f} deliveries/s",
+        )
+    best = max(rates["agno"], rates["agno, ready"])
+    for name in ("ours memory", "ours SQLite FULL"):
+        for variant in (name, f"{name}, ready"):
+            report.add(f"{variant}: in process, to agno's better", rates[variant] / best, "x", at_least=25)
+
+
+async def _agno_tails(events: int, *, each: bool) -> float:
+    """Seconds from the first ``add_event`` until every tail is drained."""
+    from agno.os.event_streams.in_memory import InMemoryEventStream
+    from agno.os.managers import EventsBuffer, SSESubscriberManager
+    from agno.run.base import RunStatus
+
+    stream = InMemoryEventStream(EventsBuffer(max_events_per_run=10_000), SSESubscriberManager())
+    await stream.register_run("bench", RunStatus.pending)
+    await stream.set_run_status("bench", RunStatus.running)
+
+    async def tail() -> int:
+        return sum([1 async for _, _ in stream.tail("bench")])
+
+    tails = [asyncio.create_task(tail()) for _ in range(READERS)]
+    await asyncio.sleep(0)
+    start = time.perf_counter()
+    for number in range(events):
+        await stream.add_event("bench", content_event(f"{number:04d}"))
+        if each:
+            await asyncio.sleep(0)
+    await stream.complete_run("bench", RunStatus.completed)
+    counts = await asyncio.gather(*tails)
+    seconds = time.perf_counter() - start
+    _check(counts, events)
+    return seconds
+
+
+async def _ours(url: str, events: int, *, each: bool) -> float:
+    """The same with a ``ResumableStream`` and readers that take bytes ready to send, as the response does."""
+    from agno_resumable import Batch, ResumableStream, follow, open_log
+
+    go = asyncio.Event()
+
+    async def source(_: str, **__: object) -> AsyncIterator[object]:
+        await go.wait()
+        for number in range(events):
+            yield content_event(f"{number:04d}")
+            if each:
+                await asyncio.sleep(0)
+
+    async with open_log(url) as log, ResumableStream(source, log=log) as stream:
+        run = await stream.start("bench")
+
+        async def reader() -> int:
+            count = 0
+            async for item in follow(log, run.run_id):
+                if isinstance(item, Batch):
+                    count += item.frames.count(NEEDLE)
+            return count
+
+        readers = [asyncio.create_task(reader()) for _ in range(READERS)]
+        await asyncio.sleep(0.05)
+        start = time.perf_counter()
+        go.set()
+        counts = await asyncio.gather(*readers)
+        seconds = time.perf_counter() - start
+    _check(counts, events)
+    return seconds
+
+
+def _check(counts: Sequence[int], events: int) -> None:
+    if set(counts) != {events}:
+        raise RuntimeError(f"the readers got {sorted(set(counts))} of {events} events")
+
+
+def _ladder(app: str, config: dict[str, str], readers: int, seconds: float) -> float:
+    """The highest of ``RATES`` at which all readers have all events two seconds after the run was due to end.
+
+    A side that falls behind gets one more chance, in a new process.
+    """
+    best, failures, step = 0.0, 0, 0
+    while step < len(RATES) and failures < 2:
+        with Server(app, **config) as server:
+            while step < len(RATES) and _holds(server, readers, RATES[step], seconds):
+                best, failures, step = RATES[step], 0, step + 1
+            failures += 1
+    return best
+
+
+def _holds(server: Server, readers: int, rate: float, seconds: float) -> bool:
+    events = int(rate * seconds)
+    delay = 0.5 + readers * 0.004  # the readers are all there before the first event
+    message = json.dumps({"events": events, "rate": rate, "delay": delay})
+    native = server.app == "agentos"
+    fields: dict[str, str] = {"message": message, "stream": "true", "session_id": "bench"}
+    if native:
+        fields |= {"background": "true", "run_id": f"bench-{rate}-{time.monotonic_ns()}"}
+    with ExitStack() as stack:
+        starter = stack.enter_context(Connection(server.port))
+        start = time.perf_counter()
+        starter.socket.sendall(request_bytes("POST", f"/agents/{AGENT}/runs", form(**fields)))
+        _, headers, _ = starter.head()
+        run_id = fields["run_id"] if native else headers["x-run-id"]
+        base = f"/agents/{AGENT}/runs/{run_id}"
+        request = (
+            request_bytes("POST", f"{base}/resume", form(session_id="bench"))
+            if native
+            else request_bytes("GET", f"{base}/events")
+        )
+        connections = [starter]
+        for _ in range(readers - 1):
+            connection = stack.enter_context(Connection(server.port))
+            connection.socket.sendall(request)
+            connections.append(connection)
+        if time.perf_counter() - start > delay:
+            raise RuntimeError(f"connecting {readers} readers took longer than {delay:.1f} s")
+        deadline = start + delay + seconds + 2.0
+        counts, _ = read_many(connections, NEEDLE, events, deadline)
+    return all(count == events for count in counts)
+
+
+if __name__ == "__main__":
+    main(run)
