@@ -182,8 +182,8 @@ def _printable(text: str | None) -> str:
 
 
 async def _tail(log: EventLog, run_id: str, after: int, frames: bool) -> None:
-    from .reader import End, Gap, Paused, follow
     from .model import Batch
+    from .reader import End, Gap, Paused, follow
 
     async with log:
         try:

@@ -26,6 +26,8 @@ _MAX_EVENTS = 1024
 _MAX_BYTES = 262_144
 # A source that never waits would keep the event loop to itself; after this long it has to let others have a turn.
 _TURN = 0.005
+# agno's yield_run_output=True ends a stream with the run's output, which is no event.
+_RUN_OUTPUTS = frozenset({"RunOutput", "TeamRunOutput", "WorkflowRunOutput"})
 
 
 class Producer:
@@ -142,16 +144,17 @@ class Producer:
             async for event in stream:
                 if self._end is not None:
                     continue  # the run has ended; its source may still save its row
-                if _is_run_output(event):
+                if type(event).__name__ in _RUN_OUTPUTS:
                     continue
                 encoded = encode_event(event, family=family, run_id=run_id)
                 status = ending.of(encoded.type, event)
                 if status is not None:
                     self._finish(status, encoded)
                     continue
+                if not self._buffer:
+                    self._more.set()
                 self._buffer.append(encoded)
                 self._size += len(encoded.data)
-                self._more.set()
                 if self._size >= _MAX_BYTES or len(self._buffer) >= _MAX_EVENTS:
                     self._room = anyio.Event()
                     await self._room.wait()
@@ -284,11 +287,6 @@ class Producer:
                 return
             except LogUnavailable:
                 await anyio.sleep(1.0)
-
-
-def _is_run_output(event: object) -> bool:
-    """agno's ``yield_run_output=True`` ends a stream with the run's output, which is no event."""
-    return not hasattr(event, "event") and type(event).__name__ in ("RunOutput", "TeamRunOutput", "WorkflowRunOutput")
 
 
 def _error_type(error: BaseException) -> str:

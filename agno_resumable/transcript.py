@@ -101,10 +101,15 @@ class Transcript:
 
     def _content(self, event: dict[str, Any]) -> None:
         reasoning = event.get("reasoning_content")
-        if isinstance(reasoning, str) and self._fits(len(reasoning)):
+        if reasoning and isinstance(reasoning, str) and self._fits(len(reasoning)):
             self._reasoning.append(reasoning)
         content = event.get("content")
         if content is None:
+            return
+        parts = self._parts.get(event.get("run_id") or self._run_id)
+        if parts is not None and type(content) is str and len(content) <= self._room:
+            self._room -= len(content)  # nearly always: one more delta of a message that has begun
+            parts.append(content)
             return
         key = str(event.get("run_id") or self._run_id)
         if key not in self._messages:

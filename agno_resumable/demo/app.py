@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
+import platform
 from collections.abc import Iterator
 from enum import Enum
 from functools import partial
@@ -22,6 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .. import __version__
 from ..asgi.routes import resumable_routes
 from .components import make_agent, make_team, make_workflow
 
@@ -99,12 +99,16 @@ def make_app(
         delay: Seconds between the deltas of a script.
         restart: The command that starts this server again; the page shows it.
     """
-    started_at = time.time()
     agent, team, workflow = (make(model, delay=delay) for make in (make_agent, make_team, make_workflow))
     components = [
         {"kind": kind, "id": component.id, "name": component.name}
         for kind, component in (("agents", agent), ("teams", team), ("workflows", workflow))
     ]
+    versions = {
+        "agno-resumable": __version__,
+        "agno": version("agno"),
+        "python": platform.python_version(),
+    }
     page = files(__package__).joinpath("index.html").read_text(encoding="utf-8")
 
     async def index(request: Request) -> HTMLResponse:
@@ -114,13 +118,11 @@ def make_app(
         return JSONResponse(
             {
                 "pid": os.getpid(),
-                "started_at": started_at,
                 "log": log,
                 "model": "scripted, offline" if model is None else model if isinstance(model, str) else model.id,
                 "scripted": model is None,
                 "restart": restart,
-                "versions": {name: version(name) for name in ("agno-resumable", "agno")}
-                | {"python": sys.version.split()[0]},
+                "versions": versions,
                 "components": components,
             }
         )
@@ -131,14 +133,27 @@ def make_app(
     async def cut(request: Request) -> JSONResponse:
         return JSONResponse({"cut": connections.cut(request.query_params.get("run_id"))})
 
+    # A short lease, so that after a kill -9 nobody watches a dead run for long, and a short grace, so that nobody waits
+    # for the end of a story after Ctrl-C. The lease is still far above what a busy laptop needs to renew it.
+    routes = resumable_routes(
+        log=log,
+        agents=[agent],
+        teams=[team],
+        workflows=[workflow],
+        lease=5.0,
+        sweep_interval=1.0,
+        cancel_grace=1.0,
+        drain_grace=2.0,
+    )
     app = Starlette(
         routes=[
             Route("/", index),
             Route("/demo/info", info),
             Route("/demo/types", types),
             Route("/demo/cut", cut, methods=["POST"]),
-            *resumable_routes(log=log, agents=[agent], teams=[team], workflows=[workflow]),
-        ]
+            *routes,
+        ],
+        lifespan=routes.lifespan,
     )
     # outermost, so that what it cuts is cut for every layer alike
     connections = CuttableConnections(app)

@@ -97,6 +97,9 @@ class HotTail:
         tail = self._tails.get(run.run_id)
         if tail is None:
             return
+        if run.created_at != tail.run.created_at:
+            self.forget(run.run_id)  # deleted and made anew under the same id: versions and indices began again
+            return
         if run.version < tail.run.version:
             return  # the read was overtaken by a commit of this process, which is in the tail already
         if run.generation != tail.run.generation:
@@ -108,13 +111,17 @@ class HotTail:
     def publish(self, run: Run, batches: Sequence[Batch]) -> None:
         """``run`` with the new ``batches`` was just committed by this process; called in the order of commits."""
         tail = self._tails.get(run.run_id)
+        if tail is not None and run.created_at != tail.run.created_at:
+            self.forget(run.run_id)
+            tail = None
         if tail is None:
             if not batches:
                 return
             tail = self._tails[run.run_id] = _Tail(run, self._epoch)
         elif batches and tail.batches and tail.batches[-1].last + 1 != batches[0].first:
             self._drop(tail, len(tail.batches))  # another process wrote in between: begin anew, dense
-        tail.run = run
+        if run.version > tail.run.version:  # a read may have seen a later commit, of another process, before this
+            tail.run = run
         tail.batches.extend(batches)
         added = sum(batch.size for batch in batches)
         tail.size += added
@@ -135,10 +142,14 @@ class HotTail:
         if tail is None or tail.epoch != self._epoch:
             return None
         run = tail.run
-        if after >= run.last_index or limit <= 0:
+        if after > run.last_index:
+            return None  # whoever is ahead of us knows of commits of another process
+        if after == run.last_index or limit <= 0:
             return Page(run, ())
         first = max(after + 1, run.first_index)
-        if not tail.batches or first < tail.batches[0].first:
+        if first == run.next_index:
+            return Page(run, ())
+        if not tail.batches or not tail.batches[0].first <= first <= tail.batches[-1].last:
             return None
         return Page(run, take(tail.batches, first - 1, limit, max_bytes))
 

@@ -195,13 +195,14 @@ class MemoryEventLog:
     async def wait(self, run_id: str, version: int, *, timeout: float) -> None:
         self._check_open()
         stored = self._runs.get(run_id)
-        if stored is not None and stored.run.version <= version:
+        if stored is not None and stored.run.version == version:  # a lower one is that of a run made anew
             await self._changed.wait(run_id, timeout)
 
     async def wait_cancel(self, run_id: str, *, timeout: float) -> bool:
         self._check_open()
         if not self._cancel_requested(run_id):
             await self._cancelled.wait(run_id, timeout)
+            self._check_open()  # a run that went with the log has not been cancelled
         return self._cancel_requested(run_id)
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> Sequence[str]:

@@ -45,12 +45,17 @@ class Signals:
         for key in list(self._signals):
             self.set(key)
 
-    async def wait(self, key: str, timeout: float) -> None:
-        """Wait for ``set(key)``, at most ``timeout`` seconds. No await lies between the call and the registration."""
+    async def wait(self, key: str, timeout: float, registered: Callable[[], object] | None = None) -> None:
+        """Wait for ``set(key)``, at most ``timeout`` seconds. No await lies between the call and the registration.
+
+        ``registered`` is called behind it: another thread that it wakes finds the waiter.
+        """
         signal = self._signals.get(key)
         if signal is None:
             signal = self._signals[key] = _Signal()
         signal.waiters += 1
+        if registered is not None:
+            registered()
         try:
             with anyio.move_on_after(timeout):
                 await signal.event.wait()

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -180,7 +181,7 @@ class SQLiteEventLog:
             try:
                 transact(db, group)
             finally:
-                self._call(lambda: self._commit.finished(group))
+                self._call(lambda: self._finished(group))
 
         self._writer.put(commit)
 
@@ -206,7 +207,7 @@ class SQLiteEventLog:
             if foreign or unsure:
                 asked = self._watch.due()
                 found = ops.states(db, asked)
-                self._call(lambda: self._watch.refresh(asked, found, foreign=foreign))
+                self._call(lambda: self._refresh(asked, found, foreign))
             self._data_version = version
         except sqlite3.Error:
             # A store that is away for a moment is asked again at the next turn; those who read or write are told.
@@ -308,7 +309,7 @@ class SQLiteEventLog:
             if run.cancel_requested_at is not None:
                 return True
             if look_again:
-                await self._watch.wait_cancel(run_id, timeout, self._nudge)
+                await self._watch.wait_cancel(run_id, run.version, timeout, self._nudge)
         return False
 
     async def list(
@@ -333,10 +334,23 @@ class SQLiteEventLog:
     # ---------------------------------------------------------------- after a commit, in the event loop
 
     def _nudge(self) -> None:
-        """Have the writer thread look now, even if it waits for a job."""
+        """Have the writer thread look now, or know that it has to look from now on, even if it waits for a job."""
         self._writer.put(_nothing)
 
+    def _finished(self, group: Group) -> None:
+        was_busy = self._watch.busy
+        self._commit.finished(group)
+        if self._watch.busy and not was_busy:  # the thread waits for a job, and looks at nothing until there is one
+            self._nudge()
+
+    def _refresh(self, asked: Sequence[str], found: Sequence[Run], foreign: bool) -> None:
+        self._watch.refresh(asked, found, foreign=foreign)
+        if self._watch.unsure:
+            self._nudge()
+
     def _saw(self, run: Run) -> None:
+        if run.input is not None or run.metadata is not None or run.transcript is not None:
+            run = replace(run, input=None, metadata=None, transcript=None)  # a page comes without them
         self._watch.hot.publish(run, ())
         self._watch.saw(run)
 

@@ -53,7 +53,7 @@ class Watch:
     def saw(self, run: Run) -> None:
         """This state of the run is committed."""
         seen = self._seen.get(run.run_id)
-        if seen is not None and run.version > seen:
+        if seen is not None and run.version != seen:  # a lower one is that of a run made anew under the same id
             self._wake(run.run_id)
         if run.cancel_requested_at is not None:
             self._cancelled.set(run.run_id)
@@ -65,9 +65,13 @@ class Watch:
         self._cancelled.set(run_id)
 
     def refresh(self, asked: Iterable[str], found: Sequence[Run], *, foreign: bool) -> None:
-        """What a look at the store found of the runs that were ``due``; ``foreign`` if another process has written."""
+        """What a look at the store found of the runs that were ``due``; ``foreign`` if another process has written.
+
+        ``unsure`` is true afterwards if somebody has begun to wait since then for a run that was not looked at.
+        """
         if foreign:
             self.hot.doubt()
+            self._unsure.extend({*self._seen, *self._cancelled.keys}.difference(asked))
         for run in found:
             self.hot.confirm(run, self.hot.epoch)
             self.saw(run)
@@ -94,19 +98,19 @@ class Watch:
             return  # another waiter has already seen more
         if seen is not None and version > seen:
             self._wake(run_id)  # those who wait with an older version have something to read
-        if known is None and seen != version:
-            self._unsure.append(run_id)
-            nudge()
         self._seen[run_id] = version
+        unsure = known is None and seen != version
+        if unsure:
+            self._unsure.append(run_id)
         try:
-            await self._changed.wait(run_id, timeout)
+            await self._changed.wait(run_id, timeout, nudge if unsure else None)
         finally:
             if run_id not in self._changed.keys:
                 self._seen.pop(run_id, None)
 
-    async def wait_cancel(self, run_id: str, timeout: float, nudge: Callable[[], None]) -> None:
-        """Return when a cancel of the run has been seen, when it is gone, or after ``timeout`` seconds."""
-        if self.hot.known_version(run_id) is None:
+    async def wait_cancel(self, run_id: str, version: int, timeout: float, nudge: Callable[[], None]) -> None:
+        """Return when a cancel has been seen since ``version``, when the run is gone, or after ``timeout`` seconds."""
+        unsure = self.hot.known_version(run_id) != version
+        if unsure:
             self._unsure.append(run_id)
-            nudge()
-        await self._cancelled.wait(run_id, timeout)
+        await self._cancelled.wait(run_id, timeout, nudge if unsure else None)

@@ -8,7 +8,6 @@ from ..model import EncodedEvent, Family
 from .failures import failure_event, read
 from .names import event_name, known_names
 from .plans import Shape, agno_fields, is_agno_event, plans
-from .templates import fill_template, learn_template
 from .values import SCALARS, as_agno, as_agno_but_live, is_control_flow, is_plain, json_object, normalise
 
 __all__ = ["encode_event", "format_sse_event"]
@@ -31,8 +30,8 @@ def encode_event(event: Any, *, family: Family | str | None = None, run_id: str 
     """
     try:
         plan = plans.get(type(event))
-        if plan is not None and plan.templates:
-            filled = fill_template(plan.templates, event.__dict__)
+        if plan is not None and plan.templates is not None and type(event).to_dict is plan.to_dict:
+            filled = plan.templates.fill(event.__dict__)
             if filled is not None:
                 return EncodedEvent._make(filled)
         fields, name = _collect(event)
@@ -68,8 +67,8 @@ def format_sse_event(
     """
     try:
         plan = plans.get(type(event))
-        if plan is not None and plan.templates:
-            filled = fill_template(plan.templates, event.__dict__)
+        if plan is not None and plan.templates is not None and type(event).to_dict is plan.to_dict:
+            filled = plan.templates.fill(event.__dict__)
             if filled is not None:
                 name, data = filled
                 if event_index is None:
@@ -109,8 +108,8 @@ def _collect(event: Any) -> tuple[dict[str, Any], str]:
             name = fields.get("event")
             if name not in known_names:
                 name = event_name(name)
-            if plan.delta is not None:
-                learn_template(plan.templates, name, held, fields, plan.delta)
+            if plan.templates is not None:
+                plan.templates.learn(name, held, fields)
             return fields, name
     if cls is dict:
         fields = dict(event) if is_plain(event) else normalise(event, as_agno_but_live)
@@ -124,6 +123,8 @@ def _collect(event: Any) -> tuple[dict[str, Any], str]:
                 fields = normalise(fields, as_agno)
             return fields, event_name(fields.get("event"))
         fields = _foreign_fields(event, cls)
+        if is_agno_event(cls):
+            return fields, event_name(fields.get("event", event.event))
     name = fields.get("event")
     if type(name) is not str or not name:
         name = fields.get("type")
@@ -139,7 +140,7 @@ def _foreign_fields(event: Any, cls: type) -> dict[str, Any]:
         if callable(getattr(cls, "to_dict", None)):
             value = event.to_dict()
         elif any(base.__name__ == "BaseModel" and base.__module__.startswith("pydantic.") for base in cls.__mro__):
-            value = event.model_dump()
+            value = event.model_dump() if hasattr(cls, "model_dump") else event.dict()  # pydantic.v1
         elif hasattr(cls, "__dataclass_fields__"):
             from dataclasses import asdict
 

@@ -30,10 +30,14 @@ def event_name(value: Any) -> str:
         value = str.__str__(value)
     else:
         return "message"
-    name = value if value.isprintable() else "".join([c if c.isprintable() else "\ufffd" for c in value[:_MAX_NAME]])
+    name = value
+    if not value.isprintable():
+        name = "".join([c if c.isprintable() else "\ufffd" for c in value[:_MAX_NAME]])
+        if not name.strip("\ufffd "):
+            return "message"
     # A reader takes one space off the front, some take all.
     name = name[:_MAX_NAME].strip()
-    if not name.strip("\ufffd "):
+    if not name:
         return "message"
     if name == value and len(known_names) < 1024:
         known_names.add(name)

@@ -16,7 +16,7 @@ import sys
 from enum import IntEnum
 from typing import Any
 
-from .templates import Template, delta_field
+from .templates import Templates, delta_field
 from .values import SCALARS, is_plain
 
 __all__ = ["Plan", "Shape", "agno_fields", "is_agno_event", "plans"]
@@ -37,15 +37,14 @@ class Shape(IntEnum):
 class Plan:
     """What is known of one class of agno's events."""
 
-    __slots__ = ("delta", "shapes", "size", "templates", "to_dict")
+    __slots__ = ("shapes", "size", "templates", "to_dict")
 
     def __init__(self, cls: Any) -> None:
         self.to_dict = cls.to_dict
         self.size = len(cls.__dataclass_fields__)
         self.shapes: dict[tuple[object, ...], Shape] = {}
-        self.delta = delta_field(cls)
-        self.templates: dict[str, Template] = {}
-        """By run id, for classes of deltas."""
+        delta = delta_field(cls)
+        self.templates = Templates(delta) if delta is not None else None
 
 
 plans: dict[type, Plan | None] = {}
@@ -76,8 +75,11 @@ def agno_fields(event: Any) -> tuple[dict[str, Any], bool] | None:
     fields = {name: value for name, value in held.items() if value is not None}
     shape: tuple[object, ...] = tuple(fields)
     if not SCALARS.issuperset(map(type, fields.values())):
+        responses = fields.get("member_responses")
+        if type(responses) is list and not responses:
+            del fields["member_responses"]  # the one list that agno leaves out when it is empty
         # What agno does with a list depends on its being one.
-        shape += tuple(map(type, fields.values()))
+        shape = (*fields, *map(type, fields.values()))
         if not _parts_to_plain(fields):
             return _slow(event, held), False
     way = plan.shapes.get(shape)

@@ -14,9 +14,10 @@ from typing import Any
 
 from .values import SCALARS, escape_separators, json_object
 
-__all__ = ["Template", "delta_field", "fill_template", "learn_template"]
+__all__ = ["Template", "Templates", "delta_field"]
 
 _MAX_TEMPLATES = 64
+_PAUSE = 100  # events; a template costs as much as it saves on five
 _DELTAS = {
     "RunContentEvent": "content",
     "IntermediateRunContentEvent": "content",
@@ -27,13 +28,14 @@ _DELTAS = {
 class Template:
     """The JSON of one run's deltas of one class."""
 
-    __slots__ = ("at", "dumps", "head", "name", "names", "places", "tail", "values")
+    __slots__ = ("at", "dumps", "head", "name", "names", "places", "used", "values")
 
     def __init__(self, name: str, held: dict[str, Any], fields: dict[str, Any], delta: str) -> None:
         from orjson import dumps  # loaded with the first event, see values.py
 
         self.dumps: Callable[[str], bytes] = dumps
         self.name = name
+        self.used = False
         self.names = tuple(held)
         self.at = self.names.index(delta)
         self.places = range(len(self.names))
@@ -48,38 +50,52 @@ def delta_field(cls: type) -> str | None:
     return _DELTAS.get(cls.__name__)
 
 
-def fill_template(templates: dict[str, Template], held: dict[str, Any]) -> tuple[str, bytes] | None:
-    """An event's SSE name and JSON, from its instance dict; ``None`` if no template fits."""
-    run_id = held.get("run_id")
-    if type(run_id) is not str:
-        return None
-    template = templates.get(run_id)
-    if template is None or tuple(held) != template.names:
-        return None
-    values, known, at = tuple(held.values()), template.values, template.at
-    for place in compress(template.places, map(is_not, values, known)):
-        value = values[place]
-        if place == at:
-            if type(value) is not str:
-                return None
-        elif type(value) is not type(known[place]) or value != known[place]:
-            return None  # types first: what a template knows are scalars, whose comparison is their own
-    try:
-        text = template.dumps(values[at])
-    except TypeError:
-        return None  # lone surrogates
-    return template.name, b"%b%b}" % (template.head, text if text.isascii() else escape_separators(text))
+class Templates:
+    """The templates of one class of events, by run id."""
 
+    __slots__ = ("_by_run", "_delta", "_pause")
 
-def learn_template(
-    templates: dict[str, Template], name: str, held: dict[str, Any], fields: dict[str, Any], delta: str
-) -> None:
-    """Keep a template of an event that is all scalars, ``fields`` being those it is written with."""
-    run_id = fields.get("run_id")
-    if type(run_id) is not str or type(fields.get(delta)) is not str or "event_index" in held:
-        return
-    if not SCALARS.issuperset(map(type, held.values())) or len(fields) < 2:
-        return
-    if len(templates) >= _MAX_TEMPLATES:
-        templates.clear()
-    templates[run_id] = Template(name, held, fields, delta)
+    def __init__(self, delta: str) -> None:
+        self._delta = delta
+        self._by_run: dict[str, Template] = {}
+        self._pause = 0
+
+    def fill(self, held: dict[str, Any]) -> tuple[str, bytes] | None:
+        """An event's SSE name and JSON, from its instance dict; ``None`` if no template fits."""
+        run_id = held.get("run_id")
+        if type(run_id) is not str:
+            return None
+        template = self._by_run.get(run_id)
+        if template is None or tuple(held) != template.names:
+            return None
+        values, known, at = tuple(held.values()), template.values, template.at
+        for place in compress(template.places, map(is_not, values, known)):
+            value = values[place]
+            if place == at:
+                if type(value) is not str:
+                    return None
+            elif type(value) is not type(known[place]) or value != known[place]:
+                return None  # types first: what a template knows are scalars, whose comparison is their own
+        try:
+            text = template.dumps(values[at])
+        except TypeError:
+            return None  # lone surrogates
+        template.used = True
+        return template.name, b"%b%b}" % (template.head, text if text.isascii() else escape_separators(text))
+
+    def learn(self, name: str, held: dict[str, Any], fields: dict[str, Any]) -> None:
+        """Keep a template of an event that is all scalars, ``fields`` being those it is written with."""
+        if self._pause:
+            self._pause -= 1
+            return
+        run_id = fields.get("run_id")
+        if type(run_id) is not str or type(fields.get(self._delta)) is not str or "event_index" in held:
+            return
+        if not SCALARS.issuperset(map(type, held.values())):
+            return
+        last = self._by_run.get(run_id)
+        if last is not None and not last.used:
+            self._pause = _PAUSE  # these deltas differ in more than their text
+        if len(self._by_run) >= _MAX_TEMPLATES:
+            self._by_run.clear()
+        self._by_run[run_id] = Template(name, held, fields, self._delta)

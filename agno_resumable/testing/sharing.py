@@ -225,6 +225,18 @@ async def a_run_made_anew_elsewhere_shows_nothing_old(bench: Bench) -> None:
         await bench.until("the new run to be seen", partial(_reads, log, [event("fresh")]))
         same("the next index", await log.append("run", 1, [event("second")]), 2)
         same("a read by the one that appended", await shows(log, "run", [event("fresh"), event("second")])(), True)
+        for leg in range(5):
+            seen, _ = await read_all(log)
+            with bench.soon("wait to end when another process makes the run anew"):
+                async with anyio.create_task_group() as group:
+                    collect(group, partial(log.wait, "run", seen.version, timeout=FOREVER))
+                    await bench.waiters(1)
+                    await other.delete("run")
+                    newer = [event(f"leg-{leg}-{number}") for number in range(seen.next_index + 1)]
+                    await start(other, "run", *newer)
+            await bench.until("the new run to be seen", partial(_reads, log, newer))
+            await log.append("run", 1, [event("mine")])
+            same("a read by the one that appended", await shows(log, "run", [*newer, event("mine")])(), True)
 
 
 async def _reads(log: EventLog, wanted: list[EncodedEvent]) -> bool:

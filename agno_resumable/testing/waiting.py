@@ -52,6 +52,11 @@ async def a_change_before_the_wait_counts(bench: Bench) -> None:
         with bench.soon(f"wait to end after {what} that came before it"):
             await log.wait("run", run.version, timeout=FOREVER)
         await log.delete("run")
+    old = await start(log, "run", event(0))
+    await log.delete("run")
+    await start(log, "run")
+    with bench.soon("wait to end after the run was deleted and made anew"):
+        await log.wait("run", old.version, timeout=FOREVER)
     with bench.soon("wait for a run that never was to end"):
         await log.wait("never", 0, timeout=FOREVER)
 
@@ -100,7 +105,7 @@ async def a_wait_ends_by_its_timeout(bench: Bench) -> None:
 
 
 async def check_wakeups(bench: Bench, writers: Sequence[EventLog], readers: Sequence[EventLog], rounds: int) -> None:
-    """Readers that read and wait in turns see every event, though the last of each round has none behind it to wake them.
+    """Readers that read and wait in turns see every event, though nothing comes behind a round's last to wake them.
 
     The first event of a round wakes the readers; the second falls somewhere between their read and their next wait.
     """
