@@ -24,12 +24,12 @@ if TYPE_CHECKING:
         StreamBroken,
         UnsupportedLogURL,
     )
-    from .reader import End, Gap, Idle, Paused, follow
     from .log.memory import MemoryEventLog
     from .log.open import open_log
     from .log.protocol import EventLog
     from .log.sqlite import SQLiteEventLog
     from .model import Batch, Durability, EncodedEvent, Event, Family, NewRun, Page, Run, RunStatus
+    from .reader import End, Gap, Idle, Paused, follow
     from .shutdown import drain
     from .sse import encode_event, format_sse_event
     from .stream import ResumableStream

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -121,6 +122,8 @@ def _duration(text: str) -> timedelta:
 
 
 def _in_log(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     import anyio
 
     log = _existing_log(arguments.log)
@@ -130,7 +133,10 @@ def _in_log(arguments: argparse.Namespace) -> int:
         command = partial(_tail, log, arguments.run_id, arguments.after, arguments.frames)
     else:
         command = partial(_prune, log, arguments.older_than)
-    anyio.run(command)
+    try:
+        anyio.run(command)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None  # on Python 3.10 this is what becomes of Ctrl-C
     return 0
 
 
@@ -263,9 +269,22 @@ async def _durability(url: str) -> str:
 
 def _same_command(arguments: argparse.Namespace) -> list[str]:
     """The command that starts this demo again but for its port, without what is the default."""
-    words = ["agno-resumable", "demo"]
+    words = [*_program(), "demo"]
     if arguments.log != DEFAULT_LOG:
         words += ["--log", arguments.log]
     if arguments.model is not None:
         words += ["--model", arguments.model]
     return words
+
+
+def _program() -> list[str]:
+    """This program as it can be typed here: the name alone does not do in a virtual environment that is not active."""
+    if os.path.basename(sys.argv[0]) == "__main__.py":
+        return [sys.executable, "-m", "agno_resumable"]
+    if not os.path.exists(sys.argv[0]):  # Windows leaves the extension away
+        return ["agno-resumable"]
+    found = shutil.which("agno-resumable")
+    if found is not None and os.path.samefile(found, sys.argv[0]):
+        return ["agno-resumable"]
+    nearby = os.path.relpath(sys.argv[0])
+    return [sys.argv[0] if nearby.startswith(os.pardir) else nearby]

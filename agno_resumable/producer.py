@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -101,6 +102,8 @@ class Producer:
 
     async def cancel(self, reason: str, grace: float | None = None) -> None:
         """Ask the run to cancel itself, and cancel it hard if it has not ended after ``grace`` seconds."""
+        if self.done.is_set():
+            return  # agno would keep the intent for a run that never comes
         grace = self._cancel_grace if grace is None else grace
         asked = False
         with anyio.move_on_after(grace):
@@ -203,7 +206,8 @@ class Producer:
                 while not self._lost:
                     if not self._buffer and self._end is None:
                         self._more = anyio.Event()
-                        await self._more.wait()
+                        with suppress(anyio.get_cancelled_exc_class()):  # see _store
+                            await self._more.wait()
                         continue
                     events, self._buffer, self._size = self._buffer, [], 0
                     self._room.set()
@@ -230,37 +234,44 @@ class Producer:
 
     async def _store(self, events: Sequence[EncodedEvent], end: RunStatus | None) -> None:
         transcript = self.transcript.dump(end) if end is not None else None
+        run_id, generation = self.claim
         deadline = anyio.current_time() + self._outage
-        delay = 0.05
+        delay = 0.0
         unknown = False
         while True:
             try:
-                # What may have been stored must not be stored again: only this producer moves the run's index, so the
-                # index tells.
-                if unknown and await self._next_index() != self._next:
+                if delay:
+                    await anyio.sleep(delay)
+                # What may have been stored must not be stored again
+                if unknown and await self._is_stored(end):
                     self._next += len(events)
                     return
                 unknown = False
-                self._next = await self._log.append(
-                    self.run.run_id, self.run.generation, events, status=end, transcript=transcript
-                )
+                self._next = await self._log.append(run_id, generation, events, status=end, transcript=transcript)
                 return
             except EventTooLarge as error:
                 events = [self._fit(event, error) for event in events]
             except LogClosed:
                 raise
             except LogUnavailable as error:
+                delay = min(delay * 2, 2.0) or 0.05
                 if anyio.current_time() + delay > deadline:
                     raise
                 unknown = unknown or error.outcome_unknown
-                await anyio.sleep(delay)
-                delay = min(delay * 2, 2.0)
+            except anyio.get_cancelled_exc_class():
+                # Not from a scope, for this is shielded: a server without a lifespan has left its loop, and
+                # asyncio.run cancels each task there is, shielded or not. The run has to have its end all the same.
+                unknown = True
 
-    async def _next_index(self) -> int:
-        run = (await self._log.read(self.run.run_id, limit=0)).run
-        if run.generation != self.run.generation:
-            raise StaleGeneration(run.run_id, self.run.generation, run.generation)
-        return run.next_index
+    async def _is_stored(self, end: RunStatus | None) -> bool:
+        """Whether the append in doubt was stored: only this producer moves the run's index, so the index tells."""
+        try:
+            # Not a read: an append stands behind the one in doubt, wherever that is queued
+            return await self._log.append(self.run.run_id, self.run.generation, ()) != self._next
+        except RunFinished as error:
+            if end is not None and error.status == end.value:
+                return True
+            raise
 
     def _fit(self, event: EncodedEvent, error: EventTooLarge) -> EncodedEvent:
         if len(event.data) <= error.limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 import anyio
 
@@ -58,7 +58,7 @@ class End:
     run: Run
 
 
-FollowItem = Union[Batch, Gap, Idle, Paused, End]
+FollowItem = Batch | Gap | Idle | Paused | End
 
 
 async def follow(
@@ -93,34 +93,41 @@ async def follow(
         yield Gap(after + 1, page.run.first_index, "ahead")
         after = page.run.first_index - 1
         page = await log.read(run_id, after, limit=limit, max_bytes=max_bytes)
-    paused_at = -1  # the version of the pause that was told, so that each pause is told once
+    told: tuple[int, int] | None = None  # the leg whose pause was told, so that each pause is told once
+    quiet_since = anyio.current_time()
     while True:
         run = page.run
         if after + 1 < run.first_index:
             yield Gap(after + 1, run.first_index, "trimmed")
             after = run.first_index - 1
+            quiet_since = anyio.current_time()
         if page.batches:
             batch = Batch.join(page.batches)  # what came in many small commits goes out in one send
             yield batch
             after = batch.last
+            quiet_since = anyio.current_time()
         if after >= run.last_index:
             if run.status.finished:
                 yield End(run)
                 return
-            if run.status is RunStatus.PAUSED and run.version != paused_at:
+            if run.status is RunStatus.PAUSED and told != (run.generation, run.next_index):
                 yield Paused(run)
                 if stop_when_paused:
                     return
-                paused_at = run.version
-            started = anyio.current_time()
-            await log.wait(run_id, run.version, timeout=idle_after)
-            idle = anyio.current_time() - started >= idle_after
-        else:
-            idle = False
+                told = (run.generation, run.next_index)
+                quiet_since = anyio.current_time()
+            # A wait may return early, and often does where other processes write: the silence is measured here
+            silence = anyio.current_time() - quiet_since
+            if silence >= idle_after:
+                yield Idle()
+                quiet_since = anyio.current_time()
+                silence = 0.0
+            await log.wait(run_id, run.version, timeout=idle_after - silence)
         try:
             page = await log.read(run_id, after, limit=limit, max_bytes=max_bytes)
+            gone = page.run.created_at != run.created_at  # another run has its id now
         except RunNotFound:
+            gone = True
+        if gone:
             yield Gap(after + 1, after + 1, "deleted")
             return
-        if idle and not page.batches and page.run.version == run.version:
-            yield Idle()

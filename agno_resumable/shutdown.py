@@ -1,7 +1,9 @@
 """Drain: the time between the stop signal and the end of the process.
 
 Servers end open streams late or never: uvicorn waits for them for ever, or cancels them after the lifespan's
-shutdown. So the stop signals are heard here, in front of the server's own handlers, which are called as before.
+shutdown. So the stop signals are heard here, in front of the server's own handlers, which are called as before; only
+that a SIGTERM waits for active runs where no lifespan would. A server without one ends its process as soon as the last
+connection is closed (uvicorn by raising the signal once more, behind which no code runs).
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ class Drain:
         self.begun = False
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._chained: dict[int, tuple[Handler, Handler]] = {}
+        self._delays: dict[object, Callable[[bool], bool]] = {}
+        self._terminated = False
+        self._delayed: list[tuple[bool, Callable[[], object]]] = []
         self._call = loop_caller()
 
     def begin(self) -> None:
@@ -47,6 +52,33 @@ class Drain:
             self._callbacks.pop(token, None)
 
         return unsubscribe
+
+    def delay(self, needed: Callable[[bool], bool]) -> Callable[[], None]:
+        """Keep the first SIGTERM from whoever heard it before, as long as ``needed`` says so and ``settle`` is not called.
+
+        ``needed`` is given whether nobody heard it before, so that handing it on ends the process at once. It is asked
+        inside a signal handler. Returns what takes the delay back.
+        """
+        token = object()
+        self._delays[token] = needed
+
+        def withdraw() -> None:
+            self._delays.pop(token, None)
+            self.settle()
+
+        return withdraw
+
+    def settle(self) -> None:
+        """What delayed a signal may be over: hand on what nothing delays any more."""
+        delayed, self._delayed = self._delayed, []
+        for fatal, hand_on in delayed:
+            if self._is_delayed(fatal):
+                self._delayed.append((fatal, hand_on))
+            else:
+                self._call(hand_on)  # outside of any task: it may raise KeyboardInterrupt or SystemExit
+
+    def _is_delayed(self, fatal: bool) -> bool:
+        return any(needed(fatal) for needed in list(self._delays.values()))
 
     def listen(self) -> None:
         """Hear SIGTERM and SIGINT, and hand them on to whoever heard them before. Only the main thread can."""
@@ -73,11 +105,21 @@ class Drain:
     def _handler(self, earlier: Handler) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
             self._call(self.begin)
-            if callable(earlier):
-                earlier(number, frame)
-            elif earlier == signal.SIG_DFL:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
+
+            def hand_on() -> None:
+                if callable(earlier):
+                    earlier(number, frame)
+                elif earlier == signal.SIG_DFL:
+                    signal.signal(number, signal.SIG_DFL)
+                    signal.raise_signal(number)
+
+            # Only the first, so that a second signal gets through whatever happens; and not SIGINT, whose sender waits
+            fatal = earlier == signal.SIG_DFL
+            if number == signal.SIGTERM and not self._terminated and self._is_delayed(fatal):
+                self._delayed.append((fatal, hand_on))
+            else:
+                hand_on()
+            self._terminated = self._terminated or number == signal.SIGTERM
 
         return handle
 

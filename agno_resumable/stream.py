@@ -12,13 +12,13 @@ import anyio
 import orjson
 from typing_extensions import Self
 
+from .audience import Audience
 from .errors import ResumableError, RunExists, RunFinished, RunNotFound, StaleGeneration
-from .reader import follow
 from .log.open import open_log
 from .log.protocol import EventLog
 from .model import Batch, Event, Family, NewRun, Run, RunStatus
 from .producer import Producer
-from .audience import Audience
+from .reader import follow
 from .shutdown import current_drain
 from .source import make_source
 from .sse import Identity, cancelled_event
@@ -82,6 +82,7 @@ class ResumableStream:
         self._cancel_grace = cancel_grace
         self._abandon_after = None if isinstance(on_disconnect, str) else on_disconnect
         self._supervisor: Supervisor | None = None
+        self._attends = False
         self._starting: anyio.Lock | None = None
         self.readers = Audience()
 
@@ -101,7 +102,9 @@ class ResumableStream:
     # ---------------------------------------------------------------- lifetime
 
     async def __aenter__(self) -> Self:
-        await self.supervisor()
+        supervisor = await self.supervisor()
+        supervisor.attend()
+        self._attends = True
         current_drain().listen()
         return self
 
@@ -119,8 +122,9 @@ class ResumableStream:
     async def aclose(self) -> None:
         """Give the active runs their grace, end what is left honestly, and close what was opened here."""
         supervisor, self._supervisor = self._supervisor, None
+        attends, self._attends = self._attends, False
         if supervisor is not None:
-            await supervisor.release()
+            await supervisor.release(attending=attends)
 
     async def supervisor(self) -> Supervisor:
         """The owner of this stream's tasks, started at the first call.

@@ -61,7 +61,9 @@ class Supervisor:
         self.drain: Drain = current_drain()
         self._key = key
         self._users = 0
+        self._attending = 0  # of the users, those that will release it at the end of the process
         self._closing = False
+        self._rested = False
         self._rests_until: float | None = None
         self._producers: dict[str, Producer] = {}
         self._tasks: anyio.abc.TaskGroup
@@ -104,9 +106,14 @@ class Supervisor:
             raise supervisor._failed
         return supervisor
 
-    async def release(self) -> None:
+    def attend(self) -> None:
+        """The user that has acquired it lives in a lifespan: it will release it when the server stops."""
+        self._attending += 1
+
+    async def release(self, *, attending: bool = False) -> None:
         """One user less; with the last one the active runs get their grace, and everything ends."""
         self._users -= 1
+        self._attending -= attending
         if self._users:
             return
         self._closing = True
@@ -141,6 +148,7 @@ class Supervisor:
 
     def produce(self, producer: Producer) -> None:
         """Run the producer to its end, in a task of this supervisor. It inherits the context of the caller."""
+        self.drain.listen()  # there may be no lifespan, and no stream either
         self._producers[producer.run.run_id] = producer
         self._tasks.start_soon(self._produce, producer, name=f"run {producer.run.run_id}")
 
@@ -177,9 +185,13 @@ class Supervisor:
             if not isinstance(error, Exception):
                 raise
             return
-        unsubscribe = self.drain.subscribe(self._drained)
+        # An event and not the work itself: a signal arrives outside of any task
+        drained = anyio.Event()
+        unsubscribe = self.drain.subscribe(drained.set)
+        withdraw = self.drain.delay(self._has_to_rest)
         try:
             async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._rest_after, drained)
                 self._tasks.start_soon(self._every, self._sweep, lambda: self.policy.sweep_interval)
                 self._tasks.start_soon(self._every, self._renew, lambda: self.policy.lease / 3)
                 if self.policy.retention is not None:
@@ -189,7 +201,10 @@ class Supervisor:
                 self._tasks.cancel_scope.cancel()
         finally:
             unsubscribe()
+            withdraw()
             self._forget()
+            if not _supervisors.get():
+                self.drain.unlisten()
             with anyio.CancelScope(shield=True):
                 if opened:
                     await self.log.__aexit__(None, None, None)
@@ -200,8 +215,16 @@ class Supervisor:
         if known.get(self._key) is self:
             del known[self._key]
 
-    def _drained(self) -> None:
-        self._tasks.start_soon(self.rest)
+    async def _rest_after(self, drained: anyio.Event) -> None:
+        await drained.wait()
+        await self.rest()
+        self._rested = True
+        self.drain.settle()
+
+    def _has_to_rest(self, fatal: bool) -> bool:
+        """Whether the process would end before its runs, if it went on ending now."""
+        unattended = fatal or self._attending < self._users
+        return unattended and bool(self._producers) and not self._rested
 
     async def _produce(self, producer: Producer) -> None:
         try:

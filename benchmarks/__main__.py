@@ -59,7 +59,9 @@ def _run_serializer(*, quick: bool) -> Report | None:
         found = json.loads(process.stdout)
     except ValueError:
         return None
-    report = Report("serializer", "format_sse_event, agno's and ours, CPU per event", seconds=time.perf_counter() - start)
+    report = Report(
+        "serializer", "format_sse_event, agno's and ours, CPU per event", seconds=time.perf_counter() - start
+    )
     for event, times in found.items():
         note = f"agno {times['agno']:.1f} µs, ours {times['format_sse_event']:.2f} µs"
         report.add(f"{event}, ours to agno", times["ratio"], "x", at_least=times["gate"], note=note)

@@ -31,12 +31,12 @@ __all__ = [
     "Report",
     "Server",
     "alternate",
-    "clients",
     "cpu_per_event",
     "main",
     "median",
     "raise_descriptor_limit",
     "render",
+    "running",
     "sqlite_url",
     "surroundings",
     "workspace",
@@ -273,7 +273,7 @@ def cpu_per_event(server: Server, events: int, work: Callable[[], float]) -> tup
 
 
 @contextmanager
-def clients(*servers: Server) -> Iterator[None]:
+def running(*servers: Server) -> Iterator[None]:
     """Start several servers, end them in the reverse order."""
     with ExitStack() as stack:
         for server in servers:

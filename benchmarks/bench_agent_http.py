@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from benchmarks._apps import AGENT
 from benchmarks._client import Connection, form, request_bytes
-from benchmarks._support import Report, Server, alternate, clients, cpu_per_event, main, median, sqlite_url, workspace
+from benchmarks._support import Report, Server, alternate, cpu_per_event, main, median, running, sqlite_url, workspace
 
 __all__ = ["run"]
 
@@ -24,7 +24,7 @@ def run(quick: bool = False) -> Report:
         agentos = Server("agentos")
         memory = Server("ours", log="memory:")
         sqlite = Server("ours", log=sqlite_url(directory))
-        with clients(agentos, memory, sqlite):
+        with running(agentos, memory, sqlite):
             results = alternate(
                 rounds,
                 {

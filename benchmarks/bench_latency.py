@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks._client import Connection, request_bytes
-from benchmarks._support import Report, Server, alternate, clients, main, sqlite_url, workspace
+from benchmarks._support import Report, Server, alternate, main, running, sqlite_url, workspace
 
 __all__ = ["run"]
 
@@ -26,7 +26,7 @@ def run(quick: bool = False) -> Report:
         bare = Server("bare")
         memory = Server("ours_sources", log="memory:")
         sqlite = Server("ours_sources", log=sqlite_url(directory))
-        with clients(bare, memory, sqlite):
+        with running(bare, memory, sqlite):
             results = alternate(
                 rounds,
                 {

@@ -66,7 +66,11 @@ def scripted_agent(
 def scripted_team(*script: ScriptItem, id: str = "team", words: int = 15, delay: float = 0.0, **arguments: Any) -> Team:
     """A team that delegates to a member, whose events come inside its own: about 50 events."""
     member = Agent(
-        id="member", name="Member", role="Speaks.", model=ScriptedModel(script=speech(words), delay=delay), telemetry=False
+        id="member",
+        name="Member",
+        role="Speaks.",
+        model=ScriptedModel(script=speech(words), delay=delay),
+        telemetry=False,
     )
     delegate = ToolCall("delegate_task_to_member", {"member_id": "member", "task": "Speak."})
     played: Sequence[ScriptItem] = script or [*speech(2), delegate, *speech(words)]
@@ -83,8 +87,8 @@ def scripted_workflow(
     def count(step_input: StepInput) -> StepOutput:
         return StepOutput(content=f"{len(str(step_input.previous_step_content or '').split())} words")
 
-    steps = [Step(name="speak", agent=agent), Step(name="count", executor=count)]
-    return Workflow(id=id, name=id, steps=steps, telemetry=False, **arguments)
+    speak, tell = Step(name="speak", agent=agent), Step(name="count", executor=count)
+    return Workflow(id=id, name=id, steps=[speak, tell], telemetry=False, **arguments)
 
 
 def scripted(family: Family | str, *script: ScriptItem, **arguments: Any) -> Agent | Team | Workflow:
@@ -158,7 +162,7 @@ class Server:
 def server_process(
     app: str, *options: str, env: Mapping[str, str] | None = None, port: int = 0, factory: bool = False
 ) -> Iterator[Server]:
-    """``uvicorn`` with ``app``, given as ``module:app``, in a process; ready when this is entered, gone when it is left.
+    """uvicorn with ``app``, given as ``module:app``, in a process; ready when this is entered, gone when it is left.
 
     Args:
         options: Further options of uvicorn's command line: ``"--workers", "2"``.
@@ -341,5 +345,6 @@ async def logged_blocks(log: EventLog, run_id: str) -> list[bytes]:
             return blocks
         for event in page.events:
             data = event.data[:-1] + b',"event_index":%d}' % event.index
-            blocks.append(b"event: %b\ndata: %b\nid: %b:%d\n\n" % (event.type.encode(), data, run_id.encode(), event.index))
+            id_ = f"{run_id}:{event.index}".encode()
+            blocks.append(b"event: %b\ndata: %b\nid: %b\n\n" % (event.type.encode(), data, id_))
             after = event.index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -85,6 +86,17 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
 
 
 @pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A demo for those tests that leave it as it was."""
+    with ExitStack() as stack:
+        demo = Demo(tmp_path_factory.mktemp("demo"), "--delay", "0.05")
+        stack.callback(demo.terminal.close)
+        stack.callback(demo.process.wait)
+        stack.callback(demo.process.kill)
+        yield demo
+
+
+@pytest.fixture(scope="module")
 def browser(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
@@ -133,17 +145,17 @@ def logged(demo: Demo, page: Page) -> int:
 # -------------------------------------------------------------------- the server
 
 
-def test_the_terminal_says_where_the_page_is_and_how_to_kill_and_restart_it(start: Callable[..., Demo]) -> None:
-    demo = start()
+def test_the_terminal_says_where_the_page_is_and_how_to_kill_and_restart_it(demo: Demo) -> None:
     assert httpx.get(demo.address).text.startswith("<!doctype html>")
     info = httpx.get(f"{demo.address}/demo/info").json()
     assert info["pid"] == demo.pid == demo.process.pid
     assert info["restart"] in demo.said
-    assert info["restart"] == f"agno-resumable demo --log sqlite:///runs.db --port {demo.port}"
+    program = [sys.executable, "-m", "agno_resumable", "demo"]
+    assert shlex.split(info["restart"]) == [*program, "--log", "sqlite:///runs.db", "--port", str(demo.port)]
 
 
-def test_the_page_is_told_every_event_name_there_is(start: Callable[..., Demo]) -> None:
-    names = httpx.get(f"{start().address}/demo/types").json()
+def test_the_page_is_told_every_event_name_there_is(demo: Demo) -> None:
+    names = httpx.get(f"{demo.address}/demo/types").json()
     wanted = {"RunContent", "TeamRunContent", "WorkflowError", "StepStarted", "CustomEvent", "end", "gap", "paused"}
     assert wanted <= set(names)
     assert "error" not in names, "an EventSource uses that name for its own connection"
@@ -194,8 +206,7 @@ def test_what_cannot_work_is_said_before_anything_is_served(arguments: list[str]
     assert "Page" not in done.stdout
 
 
-def test_a_cut_tears_the_connection_in_the_middle_of_a_frame_and_the_run_goes_on(start: Callable[..., Demo]) -> None:
-    demo = start("--delay", "0.05")
+def test_a_cut_tears_the_connection_in_the_middle_of_a_frame_and_the_run_goes_on(demo: Demo) -> None:
     runs = f"{demo.address}/agents/harbour-pilot/runs"
     run_id = httpx.post(runs, data={"message": "x", "stream": "false", "background": "true"}).json()["run_id"]
     parts: list[bytes] = []
@@ -243,9 +254,8 @@ def test_three_streams_lose_nothing_and_double_nothing_over_five_cuts(start: Cal
 
 @pytest.mark.browser
 def test_a_reload_and_a_second_tab_find_the_runs_by_the_address_and_show_them_from_the_start(
-    start: Callable[..., Demo], page: Page, browser: BrowserContext
+    demo: Demo, page: Page, browser: BrowserContext
 ) -> None:
-    demo = start("--delay", "0.05")
     page.goto(demo.address)
     page.click("#start-all")
     until(page, "Number(document.getElementById('total-received').textContent) > 60")
@@ -266,8 +276,7 @@ def test_a_reload_and_a_second_tab_find_the_runs_by_the_address_and_show_them_fr
 
 
 @pytest.mark.browser
-def test_a_reader_that_leaves_and_comes_back_gets_what_it_missed(start: Callable[..., Demo], page: Page) -> None:
-    demo = start("--delay", "0.05")
+def test_a_reader_that_leaves_and_comes_back_gets_what_it_missed(demo: Demo, page: Page) -> None:
     page.goto(demo.address)
     page.click("#agents [data-do=start]")
     until(page, "Number(document.querySelector('#agents [data-count=received]').textContent) > 10")
@@ -280,10 +289,8 @@ def test_a_reader_that_leaves_and_comes_back_gets_what_it_missed(start: Callable
 
 
 @pytest.mark.browser
-def test_a_cancelled_run_keeps_what_it_said_and_shows_that_it_was_cancelled(
-    start: Callable[..., Demo], page: Page
-) -> None:
-    page.goto(start("--delay", "0.1").address)
+def test_a_cancelled_run_keeps_what_it_said_and_shows_that_it_was_cancelled(demo: Demo, page: Page) -> None:
+    page.goto(demo.address)
     page.click("#start-all")
     until(page, "Number(document.getElementById('total-received').textContent) > 30")
     page.click("#cancel-all")
@@ -324,20 +331,18 @@ def test_a_killed_and_restarted_server_ends_its_runs_honestly_and_replays_the_fi
 
 
 @pytest.mark.browser
-def test_a_run_that_retention_has_removed_is_shown_as_gone(start: Callable[..., Demo], page: Page) -> None:
-    page.goto(start().address + "/#agents=no-such-run")
+def test_a_run_that_retention_has_removed_is_shown_as_gone(demo: Demo, page: Page) -> None:
+    page.goto(demo.address + "/#agents=no-such-run")
     until(page, "document.querySelector('#agents[data-state=gone]')")
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 420])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_its_window_and_every_control_has_a_name(
-    start: Callable[..., Demo], page: Page, width: int, scheme: Any
-) -> None:
+def test_the_page_fits_its_window_and_every_control_has_a_name(demo: Demo, page: Page, width: int, scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto(start().address)
+    page.goto(demo.address)
     page.wait_for_selector("#workflows")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     unnamed = page.evaluate(

@@ -6,20 +6,22 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
+import httpx
 import pytest
-from starlette.testclient import TestClient
 
 from agno_resumable.sse import Decoder, Frame
 
+from .support import PATIENCE, server_thread
+
 
 @contextmanager
-def example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, TestClient]]:
+def example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     monkeypatch.setenv("LOG_URL", f"sqlite:///{tmp_path / 'runs.db'}")
     module = importlib.reload(importlib.import_module(f"examples.{name}"))
-    with TestClient(module.app) as client:
-        yield module, client
+    with server_thread(module.app) as address:
+        with httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client:
+            yield client
 
 
 def frames(body: bytes) -> list[Frame]:
@@ -27,7 +29,7 @@ def frames(body: bytes) -> list[Frame]:
 
 
 def test_a_route_of_your_own_streams_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with example("own_route", tmp_path, monkeypatch) as (_, client):
+    with example("own_route", tmp_path, monkeypatch) as client:
         answer = client.post("/story", params={"topic": "rivers"})
         run_id = answer.headers["x-run-id"]
         whole = frames(answer.content)
@@ -40,7 +42,7 @@ def test_a_route_of_your_own_streams_and_resumes(tmp_path: Path, monkeypatch: py
 
 
 def test_a_callable_of_your_own_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with example("pipeline", tmp_path, monkeypatch) as (_, client):
+    with example("pipeline", tmp_path, monkeypatch) as client:
         answer = client.post("/answers/runs", data={"message": "What is it?"})
         events = [frame.event for frame in frames(answer.content)]
         assert events[0] == "Searching"
@@ -60,7 +62,7 @@ def test_a_callable_of_your_own_is_resumable(tmp_path: Path, monkeypatch: pytest
 def test_each_family_streams_to_its_own_end(
     path: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with example("agents", tmp_path, monkeypatch) as (_, client):
+    with example("agents", tmp_path, monkeypatch) as client:
         answer = client.post(f"{path}/runs", json={"message": "hello"})
         assert [frame.event for frame in frames(answer.content)][-2:] == [ending, "end"]
         run = client.get(f"{path}/runs/{answer.headers['x-run-id']}").json()

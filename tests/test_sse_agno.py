@@ -272,7 +272,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}")
-@settings(max_examples=int(__import__("os").environ.get("PE","60")))
+@settings(max_examples=settings().max_examples // 4)
 @given(data=st.data())
 def test_every_event_class_is_written_as_agno_writes_it(cls: type[Any], data: st.DataObject) -> None:
     event = data.draw(events(cls))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, Union
+from typing import Any
 
 from starlette.requests import Request
 
@@ -12,8 +12,8 @@ from ..model import Run
 
 __all__ = ["Access", "Authorize", "Owner", "authenticated_user"]
 
-Authorize = Callable[[Request, Union[Run, None]], Union[bool, Awaitable[bool]]]
-Owner = Callable[[Request], Union[str, None]]
+Authorize = Callable[[Request, Run | None], bool | Awaitable[bool]]
+Owner = Callable[[Request], str | None]
 
 
 def authenticated_user(request: Request) -> str | None:

@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from ..dialects import Dialect, LeaveReason
 from ..dialects.native import Native
 from ..errors import LogUnavailable, RunNotFound, StreamBroken
-from ..reader import End, Gap, Idle, Paused, follow
 from ..log.protocol import EventLog
 from ..model import Batch
+from ..reader import End, Gap, Idle, Paused, follow
 from ..shutdown import current_drain
 
 __all__ = ["EventStreamResponse"]
@@ -29,6 +29,9 @@ STREAM_HEADERS = {
     "Cache-Control": "no-store, no-transform",  # no-transform: a proxy that compresses also buffers
     "X-Accel-Buffering": "no",  # nginx passes each event on at once
 }
+
+# Seconds: a server that stops has no time for a client that does not read
+_DRAIN_SEND_TIMEOUT = 1.0
 
 
 class _Ending(Enum):
@@ -89,6 +92,7 @@ class EventStreamResponse(Response):
         self._reading: AbstractContextManager[None] = reading or nullcontext()
         self._waiting: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
+        self._sending_until = 0.0  # how long the send in flight may last, if the drain begins now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The headers go out before anything is read: a browser repeats a POST whose socket dies before them.
@@ -179,8 +183,9 @@ class EventStreamResponse(Response):
         return _Ending.CLEAN if self._persistent else _Ending.BROKEN
 
     async def _send(self, send: Send, payload: bytes) -> None:
-        timeout = 1.0 if current_drain().begun else self._send_timeout
+        timeout = _DRAIN_SEND_TIMEOUT if current_drain().begun else self._send_timeout
         with anyio.move_on_after(timeout) as self._sending:
+            self._sending_until = anyio.current_time() + _DRAIN_SEND_TIMEOUT
             await send({"type": "http.response.body", "body": payload, "more_body": True})
         stalled = self._sending.cancelled_caught
         self._sending = None
@@ -188,11 +193,14 @@ class EventStreamResponse(Response):
             raise _Stalled
 
     def _hurry(self) -> None:
-        """The drain has begun: stop waiting for events, and for a client that does not read."""
+        """The drain has begun: stop waiting for events, and for a client that does not read.
+
+        A signal calls this outside of any task, where anyio tells no time.
+        """
         if self._waiting is not None:
             self._waiting.cancel()
         if self._sending is not None:
-            self._sending.deadline = min(self._sending.deadline, anyio.current_time() + 1.0)
+            self._sending.deadline = min(self._sending.deadline, self._sending_until)
 
 
 class _Stalled(Exception):

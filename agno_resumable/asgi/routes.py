@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from ..dialects.agno import AgnoResume, not_found
-from ..errors import LogUnavailable, ResumableError, RunNotFound
+from ..errors import ResumableError, RunNotFound
 from ..log.open import open_log
 from ..log.protocol import EventLog
 from ..model import Family, Run, RunStatus, check_run_id

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from ..reader import Gap
 from ..model import Batch, Run
+from ..reader import Gap
 
 __all__ = ["Dialect", "LeaveReason"]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import orjson
 
-from ..reader import Gap
 from ..model import Batch, Run
+from ..reader import Gap
 from . import LeaveReason
 from .native import Native
 

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 import orjson
 
-from ..reader import Gap
 from ..model import Batch, Run, render_frames
+from ..reader import Gap
 from . import LeaveReason
 
 __all__ = ["Native", "control_frame"]

@@ -76,12 +76,15 @@ def format_sse_event(
                 if type(event_index) is int:
                     return f'event: {name}\ndata: {data[:-1].decode()},"event_index":{event_index}}}\n\n'
         fields, name = _collect(event)
+        index = fields.pop("event_index", None)
         if event_index is not None:
-            fields["event_index"] = event_index
+            index = event_index
         if run_id and "run_id" not in fields:
             fields["run_id"] = run_id
         if not fields:
             fields["event"] = name
+        if index is not None:
+            fields["event_index"] = index
         return f"event: {name}\ndata: {json_object(fields).decode()}\n\n"
     except BaseException as error:  # a to_dict or a property may raise anything
         if is_control_flow(error):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from .values import clean_text
+
 __all__ = ["event_name", "known_names"]
 
 _MAX_NAME = 200
@@ -32,9 +34,7 @@ def event_name(value: Any) -> str:
         return "message"
     name = value
     if not value.isprintable():
-        name = "".join([c if c.isprintable() else "\ufffd" for c in value[:_MAX_NAME]])
-        if not name.strip("\ufffd "):
-            return "message"
+        name = "".join([c if c.isprintable() else "\ufffd" for c in clean_text(value[:_MAX_NAME])])
     # A reader takes one space off the front, some take all.
     name = name[:_MAX_NAME].strip()
     if not name:

@@ -93,7 +93,7 @@ def agno_fields(event: Any) -> tuple[dict[str, Any], bool] | None:
 
 
 def _compare(event: Any, plan: Plan, shape: tuple[object, ...], fields: dict[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = plan.to_dict(event)
+    result: dict[str, Any] = event.to_dict()
     way = Shape.SLOW
     if same(result, fields):
         way = Shape.SHORT
@@ -138,11 +138,12 @@ def _is_transparent(cls: Any) -> bool:
         return False
     if cls.__getattribute__ is not object.__getattribute__ or getattr(cls, "event_index", None) is not None:
         return False
-    for base in cls.__mro__:
-        for name, value in vars(base).items():
-            computed = hasattr(type(value), "__set__") and name in cls.__dataclass_fields__
-            if computed or (name == "__dict__" and isinstance(value, property)):
-                return False
+    if any(isinstance(vars(base).get("__dict__"), property) for base in cls.__mro__):
+        return False
+    for name in cls.__dataclass_fields__:
+        found = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+        if hasattr(type(found), "__set__"):
+            return False  # a property or a slot in the place of a field
     return True
 
 

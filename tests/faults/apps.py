@@ -1,6 +1,6 @@
 """The application that the fault tests serve: real agno, one component of each family, configured by the environment.
 
-A run's message says what its model does: ``"<deltas> <seconds between two>"``.
+A run's message says what its model does, see ``say``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agno_resumable import resumable_routes
 from agno_resumable.asgi.response import EventStreamResponse
 from agno_resumable.demo.scripted import Pause, ScriptedModel, ScriptItem, ToolCall
 
-__all__ = ["ENVIRONMENT", "FAMILIES", "Settings", "make_app"]
+__all__ = ["ENVIRONMENT", "FAMILIES", "Settings", "make_app", "say"]
 
 ENVIRONMENT = "AGNO_RESUMABLE_FAULTS"
 FAMILIES = {"agent": "/agents/talker", "team": "/teams/crew", "workflow": "/workflows/chain"}
@@ -48,16 +48,27 @@ class Settings:
         return {ENVIRONMENT: json.dumps(asdict(self)), "AGNO_TELEMETRY": "false"}
 
 
+def say(deltas: int, pause: float = 0.0, silence: float = 0.0) -> str:
+    """The message on which a component says so many deltas, with pauses between them and a silence before the last.
+
+    Args:
+        deltas: How many.
+        pause: Seconds before each.
+        silence: Seconds before the very last: a run that is certainly not over.
+    """
+    return f"{deltas} {pause} {silence}"
+
+
 def _script(message: str) -> Sequence[ScriptItem]:
-    count, pause = message.split()[-2:]
+    count, pause, silence = message.split()[-3:]
     items: list[ScriptItem] = []
     for number in range(int(count)):
         items += (Pause(float(pause)), f"word-{number} ünï¢ödé \u2028{'x' * (number % 7)} ")
-    return items
+    return [*items, Pause(float(silence)), "That was all."]
 
 
 def _delegating(message: str) -> Sequence[ScriptItem]:
-    call = ToolCall("delegate_task_to_member", {"member_id": "member", "task": f"2 {message.split()[-1]}"})
+    call = ToolCall("delegate_task_to_member", {"member_id": "member", "task": say(2)})
     return ["I ask my member. ", call, *_script(message)]
 
 
