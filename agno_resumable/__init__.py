@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as type checkers read it; without the import of typing
 if TYPE_CHECKING:
     from .asgi.response import EventStreamResponse
     from .asgi.routes import resumable_routes
@@ -24,11 +22,12 @@ if TYPE_CHECKING:
         StreamBroken,
         UnsupportedLogURL,
     )
+    from .kinds import EncodedEvent, Family, RunStatus
     from .log.memory import MemoryEventLog
     from .log.open import open_log
     from .log.protocol import EventLog
     from .log.sqlite import SQLiteEventLog
-    from .model import Batch, Durability, EncodedEvent, Event, Family, NewRun, Page, Run, RunStatus
+    from .model import Batch, Durability, Event, NewRun, Page, Run
     from .reader import End, Gap, Idle, Paused, follow
     from .shutdown import drain
     from .sse import encode_event, format_sse_event
@@ -60,7 +59,8 @@ _MODULES = {
     ".log.open": ("open_log",),
     ".log.protocol": ("EventLog",),
     ".log.sqlite": ("SQLiteEventLog",),
-    ".model": ("Batch", "Durability", "EncodedEvent", "Event", "Family", "NewRun", "Page", "Run", "RunStatus"),
+    ".kinds": ("EncodedEvent", "Family", "RunStatus"),
+    ".model": ("Batch", "Durability", "Event", "NewRun", "Page", "Run"),
     ".shutdown": ("drain",),
     ".sse": ("encode_event", "format_sse_event"),
     ".stream": ("ResumableStream",),
@@ -115,6 +115,8 @@ def __getattr__(name: str) -> object:
         module = _WHERE[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    import importlib
+
     value = globals()[name] = getattr(importlib.import_module(module, __name__), name)
     return value
 

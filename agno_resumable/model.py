@@ -9,6 +9,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from .errors import CursorInvalid, RunIdInvalid
+from .kinds import EncodedEvent, Family, RunStatus
 
 __all__ = [
     "Batch",
@@ -25,35 +26,6 @@ __all__ = [
 ]
 
 
-class Family(str, Enum):
-    """Which of agno's three kinds of component a run belongs to."""
-
-    AGENT = "agent"
-    TEAM = "team"
-    WORKFLOW = "workflow"
-
-
-class RunStatus(str, Enum):
-    """agno's ``RunStatus`` values, told apart by what may follow."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    COMPLETED = "COMPLETED"
-    ERROR = "ERROR"
-    CANCELLED = "CANCELLED"
-
-    @property
-    def active(self) -> bool:
-        """A producer is at work or will be: PENDING and RUNNING."""
-        return self is RunStatus.PENDING or self is RunStatus.RUNNING
-
-    @property
-    def finished(self) -> bool:
-        """Nothing follows: COMPLETED, ERROR and CANCELLED."""
-        return self is RunStatus.COMPLETED or self is RunStatus.ERROR or self is RunStatus.CANCELLED
-
-
 class Durability(str, Enum):
     """What an acknowledged append survives. Each value includes the ones before it."""
 
@@ -63,17 +35,6 @@ class Durability(str, Enum):
     """Survives the end of the process, ``kill -9`` included; a power cut may take the newest events."""
     POWER_LOSS = "power-loss"
     """Survives a power cut, as far as the disk keeps what it has confirmed."""
-
-
-class EncodedEvent(NamedTuple):
-    """An event as a producer hands it to the log.
-
-    ``type`` is the SSE event name: printable, not empty, no line ends. ``data`` is one JSON object in UTF-8 on one
-    line, without an ``event_index``: the index is known only to the log, which puts it in when it sends.
-    """
-
-    type: str
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

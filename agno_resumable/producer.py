@@ -27,6 +27,10 @@ _MAX_EVENTS = 1024
 _MAX_BYTES = 262_144
 # A source that never waits would keep the event loop to itself; after this long it has to let others have a turn.
 _TURN = 0.005
+# Between two commits of one run, from when the readers of the first have been served. Events that come faster are
+# gathered: a log in memory has no commit in flight to gather them in, and a hundred readers cost more than the commit.
+# Whoever comes after a pause, however short, is stored at once.
+_PACE = 0.002
 # agno's yield_run_output=True ends a stream with the run's output, which is no event.
 _RUN_OUTPUTS = frozenset({"RunOutput", "TeamRunOutput", "WorkflowRunOutput"})
 
@@ -70,10 +74,12 @@ class Producer:
         self._size = 0
         self._more = anyio.Event()
         self._room = anyio.Event()
+        self._urgent = anyio.Event()
         self._end: RunStatus | None = None  # set together with the last event; nothing is taken after it
         self._work = anyio.CancelScope()
         self._reason: str | None = None  # why the work was cancelled, if it was
         self._lost = False
+        self._committing = False
         self.done = anyio.Event()
         """Set when the run has its end, or has been lost."""
 
@@ -89,11 +95,20 @@ class Producer:
                 try:
                     await self._pump()
                 finally:
-                    with anyio.CancelScope(shield=True), anyio.move_on_after(self._outage + 1):
-                        await self.done.wait()
+                    await self._settle()
                     tasks.cancel_scope.cancel()
         finally:
             self.done.set()
+
+    async def abandon(self) -> None:
+        """End a run whose ``produce`` was cancelled before its first step, so that nothing of it ran."""
+        self._finish_cancelled("The process stopped.")
+        await self._settle()
+
+    async def _settle(self) -> None:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(self._outage + 1):
+            await self._commit()  # if it was cancelled before its first step
+            await self.done.wait()
 
     def lose(self) -> None:
         """Another producer has the run, or it is gone: stop, and store nothing more."""
@@ -124,7 +139,7 @@ class Producer:
                 await self._consume()
             if self._work.cancelled_caught and not self._lost:
                 self._finish_cancelled(self._reason or "The run was cancelled.")
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a tool that calls sys.exit() ends its run and not the server
             if type(error).__name__ == "RunCancelledException":  # agno's, where it comes out of the iterator
                 self._finish_cancelled(str(error) or "The run was cancelled.")
             else:
@@ -159,6 +174,7 @@ class Producer:
                 self._buffer.append(encoded)
                 self._size += len(encoded.data)
                 if self._size >= _MAX_BYTES or len(self._buffer) >= _MAX_EVENTS:
+                    self._urgent.set()
                     self._room = anyio.Event()
                     await self._room.wait()
                     turn = time.perf_counter()
@@ -190,18 +206,24 @@ class Producer:
                 self._buffer.append(last)
             self._end = status
             self._more.set()
+            self._urgent.set()
 
     def _stop(self, reason: str) -> None:
         if self._reason is None:
             self._reason = reason
         self._work.cancel()
         self._more.set()
+        self._urgent.set()
 
     # ---------------------------------------------------------------- the log
 
     async def _commit(self) -> None:
         """Store what has gathered, as long as anything comes; the end goes with the last events."""
+        if self._committing:
+            return
+        self._committing = True
         with anyio.CancelScope(shield=True):  # ends by itself: at the end, or when the run is lost
+            served = 0.0
             try:
                 while not self._lost:
                     if not self._buffer and self._end is None:
@@ -209,6 +231,7 @@ class Producer:
                         with suppress(anyio.get_cancelled_exc_class()):  # see _store
                             await self._more.wait()
                         continue
+                    await self._gather(served)
                     events, self._buffer, self._size = self._buffer, [], 0
                     self._room.set()
                     end = self._end
@@ -216,6 +239,9 @@ class Producer:
                     await self._store(events, end)
                     if end is not None:
                         return
+                    with suppress(anyio.get_cancelled_exc_class()):
+                        await anyio.lowlevel.checkpoint()  # behind the readers that the commit has woken
+                    served = time.perf_counter()
             except (StaleGeneration, RunNotFound, RunFinished) as error:
                 logger.warning(
                     "the run is lost to another producer",
@@ -231,6 +257,14 @@ class Producer:
             finally:
                 self._room.set()
                 self.done.set()
+
+    async def _gather(self, served: float) -> None:
+        """Let more events come, unless the last commit is long ago, the buffer is full, or the run has its end."""
+        rest = _PACE - (time.perf_counter() - served)
+        if rest > 0 and self._end is None and len(self._buffer) < _MAX_EVENTS and self._size < _MAX_BYTES:
+            self._urgent = anyio.Event()
+            with suppress(anyio.get_cancelled_exc_class()), anyio.move_on_after(rest):
+                await self._urgent.wait()
 
     async def _store(self, events: Sequence[EncodedEvent], end: RunStatus | None) -> None:
         transcript = self.transcript.dump(end) if end is not None else None

@@ -20,7 +20,7 @@ from .log.signals import loop_caller
 
 __all__ = ["Drain", "current_drain", "drain"]
 
-Handler = Union[Callable[[int, Union[FrameType, None]], Any], int, None]
+Handler = Union[Callable[[int, FrameType | None], Any], int, None]
 
 
 class Drain:

@@ -188,6 +188,9 @@ async def _events(source: Any) -> AsyncIterator[Any]:
         )
 
 
+_EXHAUSTED = Exception("the iterator has ended")
+
+
 class _Thread:
     """A sync iterator in a thread of its own, with a bounded queue of what it gave."""
 
@@ -223,9 +226,12 @@ class _Thread:
                 if not self._give((event, None)):
                     break
             else:
-                error = StopAsyncIteration()
-        except BaseException as raised:  # raised again in the event loop, where the run is
+                error = _EXHAUSTED
+        except Exception as raised:  # raised again in the event loop, where the run is
             error = raised
+        except BaseException as raised:  # SystemExit and its like would end the event loop, and every run with it
+            error = RuntimeError(f"The source raised {type(raised).__name__}: {raised}")
+            error.__cause__ = raised
         finally:
             close = getattr(self._iterator, "close", None)
             if close is not None and self._stop.is_set():
@@ -252,7 +258,7 @@ async def _from_thread(iterator: Iterator[Any]) -> AsyncIterator[Any]:
             source.ready = anyio.Event()
             items = source.take()
             for event, error in items:
-                if isinstance(error, StopAsyncIteration):
+                if error is _EXHAUSTED:
                     return
                 if error is not None:
                     raise error

@@ -206,6 +206,8 @@ class Supervisor:
             if not _supervisors.get():
                 self.drain.unlisten()
             with anyio.CancelScope(shield=True):
+                for producer in list(self._producers.values()):  # asyncio.run was quicker than their first step
+                    await producer.abandon()
                 if opened:
                     await self.log.__aexit__(None, None, None)
                 self._ended.set()

@@ -42,6 +42,8 @@ def run() -> int:
     gates = [figure for report in reports for figure in report.figures if figure.passed is not None]
     missed = [figure for figure in gates if not figure.passed]
     print(f"\n{len(gates) - len(missed)} of {len(gates)} gates hold, {time.perf_counter() - start:.0f} s", flush=True)
+    machine["load at the end"] = surroundings()["load"]
+    print(f"load average before {machine['load']}, after {machine['load at the end']}, on {machine['cores']} cores")
     for name in broken:
         print(f"bench_{name} did not finish; its error is above", file=sys.stderr)
     if options.json:

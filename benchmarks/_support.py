@@ -31,6 +31,7 @@ __all__ = [
     "Report",
     "Server",
     "alternate",
+    "cpu_note",
     "cpu_per_event",
     "main",
     "median",
@@ -270,6 +271,11 @@ def cpu_per_event(server: Server, events: int, work: Callable[[], float]) -> tup
     seconds = work()
     time.sleep(0.05)
     return events / seconds, (server.cpu_ns - before) / events / 1000
+
+
+def cpu_note(rate: float, cpu: float) -> str:
+    """CPU µs per event, and how much of a core the server got: well under 100 % means that others were at work."""
+    return f"server CPU {cpu:.{1 if cpu < 20 else 0}f} µs per event, {rate * cpu / 1e4:.0f} % of a core"
 
 
 @contextmanager

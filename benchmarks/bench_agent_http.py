@@ -8,7 +8,18 @@ from collections.abc import Callable
 
 from benchmarks._apps import AGENT
 from benchmarks._client import Connection, form, request_bytes
-from benchmarks._support import Report, Server, alternate, cpu_per_event, main, median, running, sqlite_url, workspace
+from benchmarks._support import (
+    Report,
+    Server,
+    alternate,
+    cpu_note,
+    cpu_per_event,
+    main,
+    median,
+    running,
+    sqlite_url,
+    workspace,
+)
 
 __all__ = ["run"]
 
@@ -38,7 +49,7 @@ def run(quick: bool = False) -> Report:
     rate = {name: median([sample[0] for sample in samples]) for name, samples in results.items()}
     cpu = {name: median([sample[1] for sample in samples]) for name, samples in results.items()}
     for name in results:
-        report.add(name, rate[name], "events/s", note=f"server CPU {cpu[name]:.0f} µs per event")
+        report.add(name, rate[name], "events/s", note=cpu_note(rate[name], cpu[name]))
     ours = "ours SQLite FULL"
     report.add("SQLite FULL to agno inline", rate[ours] / rate["agno inline"], "x", at_least=2.0)
     report.add("SQLite FULL to agno background", rate[ours] / rate["agno background"], "x", at_least=3.0)

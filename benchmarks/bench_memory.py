@@ -59,7 +59,7 @@ class _Agno:
         self.server = Server("agentos")
         self._runs = 0
 
-    def hold(self, events: int) -> bytes:
+    def hold(self) -> bytes:
         """Open a silent run; return the request of a reader."""
         self._runs += 1
         with Connection(self.server.port) as connection:
@@ -69,7 +69,7 @@ class _Agno:
     @contextmanager
     def feed(self, message: bytes) -> Iterator[tuple[bytes, Callable[[], None]]]:
         """Start a run; give the request of a reader, and what waits for the end of the run."""
-        reader = self.hold(0)
+        reader = self.hold()
         with Connection(self.server.port) as connection:
             connection.socket.sendall(request_bytes("POST", f"/_bench/feed?run_id=run-{self._runs}", message))
             yield reader, lambda: _until_json(connection)
@@ -81,11 +81,10 @@ class _Ours:
     def __init__(self, directory: Path, name: str) -> None:
         self.server = Server("ours_sources", log=sqlite_url(directory, name))
 
-    def hold(self, events: int) -> bytes:
+    def hold(self) -> bytes:
         """Open a silent run; return the request of a reader."""
-        message = json.dumps({"events": events}).encode()
         with Connection(self.server.port) as connection:
-            connection.socket.sendall(request_bytes("POST", "/held", message, content_type="text/plain"))
+            connection.socket.sendall(request_bytes("POST", "/held", b'{"events": 3}', content_type="text/plain"))
             _, headers, _ = connection.head()
         return request_bytes("GET", f"/held/{headers['x-run-id']}/events")
 
@@ -168,7 +167,7 @@ def _idle(side: str, directory: Path) -> float:
     """Bytes per idle reader of one run; 50 more are there before, so that first-time costs are not counted."""
     fixture = _make(side, directory, "idle")
     with fixture.server, ExitStack() as stack:
-        request = fixture.hold(3)
+        request = fixture.hold()
         _connect(stack, fixture.server, request, 50)
         before = fixture.server.rss
         _connect(stack, fixture.server, request, IDLE)

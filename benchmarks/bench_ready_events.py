@@ -6,7 +6,18 @@ import json
 from collections.abc import Callable
 
 from benchmarks._client import Connection, request_bytes
-from benchmarks._support import Report, Server, alternate, cpu_per_event, main, median, running, sqlite_url, workspace
+from benchmarks._support import (
+    Report,
+    Server,
+    alternate,
+    cpu_note,
+    cpu_per_event,
+    main,
+    median,
+    running,
+    sqlite_url,
+    workspace,
+)
 
 __all__ = ["run"]
 
@@ -34,7 +45,7 @@ def run(quick: bool = False) -> Report:
     rate = {name: median([sample[0] for sample in samples]) for name, samples in results.items()}
     for name, samples in results.items():
         cpu = median([sample[1] for sample in samples])
-        report.add(name, rate[name], "events/s", at_least=gates.get(name), note=f"server CPU {cpu:.1f} µs per event")
+        report.add(name, rate[name], "events/s", at_least=gates.get(name), note=cpu_note(rate[name], cpu))
     for name in gates:
         report.add(f"{name} to bare", rate[name] / rate["bare StreamingResponse"], "x")
     return report

@@ -1,4 +1,4 @@
-"""What the tests of ``agno_resumable.sse`` judge by: written from the standards, and sharing nothing with the library."""
+"""What the tests of ``agno_resumable.sse`` judge by: written from the standards, with nothing of the library."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_a_reload_and_a_second_tab_find_the_runs_by_the_address_and_show_them_fr
     with browser.expect_page() as opened:
         page.click("#second")
     second = opened.value
-    assert second.url == page.url.replace("127.0.0.1", "localhost")
+    second.wait_for_url(page.url.replace("127.0.0.1", "localhost"))
     for tab in (page, second):
         until(tab, finished("COMPLETED"))
         assert (total(tab, "lost"), total(tab, "duplicated")) == (0, 0)

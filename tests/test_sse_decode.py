@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -55,7 +57,7 @@ def decode(stream: bytes, cuts: list[int] | None = None) -> tuple[list[Frame], D
     decoder = Decoder()
     frames: list[Frame] = []
     places = sorted({0, len(stream), *(cuts or [])})
-    for start, stop in zip(places, places[1:], strict=False):
+    for start, stop in pairwise(places):
         frames += decoder.feed(stream[start:stop])
     return frames, decoder
 
@@ -125,12 +127,11 @@ def test_blocks(stream: bytes, expected: list[Frame]) -> None:
 
 def test_an_id_moves_at_the_blank_line_and_not_before() -> None:
     decoder = Decoder()
-    assert decoder.feed(b"id: 1\ndata: a\n") == []
-    assert decoder.last_event_id is None
-    assert decoder.feed(b"\n") == [Frame("message", "a", "1", None)]
-    assert decoder.last_event_id == "1"
-    decoder.feed(b"id: 2\n\n")  # no data, no frame
-    assert decoder.last_event_id == "2"
+    ids = []
+    for chunk in (b"id: 1\ndata: a\n", b"\n", b"id: 2\n", b"\n"):  # the second block has no data, and gives no frame
+        decoder.feed(chunk)
+        ids.append(decoder.last_event_id)
+    assert ids == [None, "1", "1", "2"]
 
 
 def test_a_carriage_return_ends_its_line_at_once() -> None:
@@ -154,9 +155,13 @@ def test_a_frame_beyond_the_cap_is_refused_wherever_it_is_cut(stream: bytes, ste
     decoder = Decoder(max_frame_bytes=15)
     frames: list[Frame] = []
     whole = b"data: small\n\n" + stream
-    with pytest.raises(FrameTooLarge) as raised:
+
+    def feed() -> None:
         for start in range(0, len(whole), step):
-            frames += decoder.feed(whole[start : start + step])
+            frames.extend(decoder.feed(whole[start : start + step]))
+
+    with pytest.raises(FrameTooLarge) as raised:
+        feed()
     assert [frame.data for frame in frames + raised.value.frames] == ["small"]
     assert raised.value.limit == 15
     assert isinstance(raised.value, ResumableError)

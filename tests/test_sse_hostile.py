@@ -272,7 +272,8 @@ def hostile_event(random: Random) -> Any:
         cls = make_dataclass("Hostile", [("event", Any), ("value", Any)], slots=random.random() < 0.5)
         return cls(hostile_value(random), hostile_value(random))
     if kind < 0.83:
-        return agent.CustomEvent(**{key: hostile_value(random) for key in ("a", "event", "content")})
+        custom: Any = agent.CustomEvent
+        return custom(**{key: hostile_value(random) for key in ("a", "event", "content")})
     if kind < 0.85:
         return agent.RunContentEvent(run_id="r", content=random.choice(TEXTS), created_at=1)
     return hostile_value(random)

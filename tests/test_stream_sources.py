@@ -256,13 +256,23 @@ async def test_a_hostile_event_gives_an_error_frame_and_the_run_goes_on() -> Non
         yield "one"
         yield circle
         yield Raises()
-        yield {"event": "RunCompleted", "content": circle}
         yield "two"
 
     run, events = await played(give)
     assert run.status is RunStatus.COMPLETED
-    assert [event.type for event in events] == ["message", "RunError", "RunError", "RunError", "message"]
-    assert {orjson.loads(event.data)["error_type"] for event in events[1:4]} == {"serialization_error"}
+    assert [event.type for event in events] == ["message", "RunError", "RunError", "message"]
+    assert {orjson.loads(event.data)["error_type"] for event in events[1:3]} == {"serialization_error"}
+
+
+async def test_an_ending_that_cannot_be_serialized_is_an_end_all_the_same_and_an_error() -> None:
+    async def give(input: str) -> AsyncIterator[Any]:
+        yield "one"
+        yield {"event": "RunCompleted", "content": {(1, 2): "no JSON has such a name"}}
+        yield "never stored"
+
+    run, events = await played(give)
+    assert run.status is RunStatus.ERROR
+    assert [event.type for event in events] == ["message", "RunError"]
 
 
 async def test_an_event_too_large_for_the_log_is_replaced_by_an_error_frame_and_the_run_goes_on() -> None:

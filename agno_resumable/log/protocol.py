@@ -110,8 +110,8 @@ class EventLog(Protocol):
         The page begins at ``max(after + 1, run.first_index)`` and is dense. It stops at ``limit`` events, and before
         the event with which it would pass ``max_bytes`` of JSON, but never before its first. It is empty only when
         there is nothing behind the cursor: a page that is not empty may end before the run's last event for reasons
-        of the log's own. The page's run comes without ``input``, ``metadata`` and ``transcript``. ``limit=0`` reads only
-        the run.
+        of the log's own. The page's run comes without ``input``, ``metadata`` and ``transcript``; ``limit=0`` reads
+        only the run.
 
         Raises:
             RunNotFound: There is no such run.
@@ -128,7 +128,7 @@ class EventLog(Protocol):
         ...
 
     async def wait_cancel(self, run_id: str, *, timeout: float) -> bool:
-        """Return True as soon as a cancel of the run has been requested by any process, False after ``timeout`` seconds.
+        """Return True as soon as any process has requested a cancel of the run, False after ``timeout`` seconds.
 
         True also when the run does not exist (any more): a producer that asks has nothing left to produce for.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from contextlib import suppress
 
 import anyio
 
@@ -78,9 +79,7 @@ def loop_caller() -> Callable[[Callable[[], object]], None]:
         schedule = trio.lowlevel.current_trio_token().run_sync_soon
 
     def call(callback: Callable[[], object]) -> None:
-        try:
+        with suppress(RuntimeError):  # asyncio: the loop is closed; trio's RunFinishedError is a RuntimeError too
             schedule(callback)
-        except RuntimeError:  # asyncio: the loop is closed; trio's RunFinishedError is a RuntimeError too
-            pass
 
     return call

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import RunExists, RunFinished, RunNotFound, StaleGeneration
-from ..model import Batch, EncodedEvent, NewRun, Page, Run, RunStatus
+from ..model import Batch, EncodedEvent, NewRun, Run, RunStatus
 from .protocol import Claim
 from .sqlite_schema import RUN_COLUMNS, pack, run_from_row, unpack
 

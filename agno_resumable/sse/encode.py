@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model import EncodedEvent, Family
+from ..kinds import EncodedEvent, Family
 from .failures import failure_event, read
 from .names import event_name, known_names
 from .plans import Shape, agno_fields, is_agno_event, plans

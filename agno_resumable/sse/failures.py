@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model import EncodedEvent, Family
+from ..kinds import EncodedEvent, Family
 from .frames import Identity, error_event
 from .names import event_name
 from .values import class_name, clean_text, is_control_flow

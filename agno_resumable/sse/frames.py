@@ -6,7 +6,7 @@ import sys
 from time import time
 from typing import Any, NamedTuple
 
-from ..model import EncodedEvent, Family
+from ..kinds import EncodedEvent, Family
 from .values import as_agno, json_object, normalise
 
 __all__ = ["Identity", "cancelled_event", "completed_event", "error_event"]

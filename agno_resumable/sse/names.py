@@ -32,7 +32,7 @@ def event_name(value: Any) -> str:
         value = str.__str__(value)
     else:
         return "message"
-    name = value
+    name: str = value
     if not value.isprintable():
         name = "".join([c if c.isprintable() else "\ufffd" for c in clean_text(value[:_MAX_NAME])])
     # A reader takes one space off the front, some take all.

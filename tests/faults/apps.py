@@ -5,10 +5,13 @@ A run's message says what its model does, see ``say``.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 
 from agno.agent import Agent
 from agno.team import Team
@@ -48,23 +51,32 @@ class Settings:
         return {ENVIRONMENT: json.dumps(asdict(self)), "AGNO_TELEMETRY": "false"}
 
 
-def say(deltas: int, pause: float = 0.0, silence: float = 0.0) -> str:
+def say(deltas: int, pause: float = 0.0, silence: float = 0.0, *, gate: Path | None = None) -> str:
     """The message on which a component says so many deltas, with pauses between them and a silence before the last.
 
     Args:
         deltas: How many.
         pause: Seconds before each.
         silence: Seconds before the very last: a run that is certainly not over.
+        gate: A file, without spaces in its path, that has to exist before the very last.
     """
-    return f"{deltas} {pause} {silence}"
+    return f"{deltas} {pause} {silence} {gate or '-'}"
 
 
 def _script(message: str) -> Sequence[ScriptItem]:
-    count, pause, silence = message.split()[-3:]
+    count, pause, silence, gate = message.split()[-4:]
     items: list[ScriptItem] = []
     for number in range(int(count)):
         items += (Pause(float(pause)), f"word-{number} ünï¢ödé \u2028{'x' * (number % 7)} ")
-    return [*items, Pause(float(silence)), "That was all."]
+    items.append(Pause(float(silence)))
+    if gate != "-":
+        items.append(partial(_opened, Path(gate)))
+    return [*items, "That was all."]
+
+
+async def _opened(gate: Path) -> None:
+    while not gate.exists():  # noqa: ASYNC240  # it does not block for longer than a look at a local directory
+        await asyncio.sleep(0.02)  # noqa: ASYNC110  # another process opens it
 
 
 def _delegating(message: str) -> Sequence[ScriptItem]:

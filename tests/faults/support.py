@@ -35,7 +35,8 @@ __all__ = ["Answer", "Reader", "Server", "Started", "free_port", "integrity", "l
 ROOT = Path(__file__).parents[2]
 _APP = "tests.faults.apps:make_app"
 UVICORN = (sys.executable, "-m", "uvicorn", "--factory", _APP, "--no-access-log", "--log-level", "warning")
-HYPERCORN = (sys.executable, "-m", "hypercorn", f"{_APP}()", "--log-level", "warning")
+# Its own worker processes hear no signal at all, only an event of its master; without workers it is its own
+HYPERCORN = (sys.executable, "-m", "hypercorn", f"{_APP}()", "--workers", "0", "--log-level", "warning")
 GRANIAN = (sys.executable, "-m", "granian", "--interface", "asgi", "--factory", _APP, "--log-level", "warning")
 
 
