@@ -284,7 +284,7 @@ class Producer:
                 self._next = await self._log.append(run_id, generation, events, status=end, transcript=transcript)
                 return
             except EventTooLarge as error:
-                events = [self._fit(event, error) for event in events]
+                events = [fitting for event in events if (fitting := self._fit(event, error)) is not None]
             except LogClosed:
                 raise
             except LogUnavailable as error:
@@ -307,19 +307,21 @@ class Producer:
                 return True
             raise
 
-    def _fit(self, event: EncodedEvent, error: EventTooLarge) -> EncodedEvent:
+    def _fit(self, event: EncodedEvent, error: EventTooLarge) -> EncodedEvent | None:
+        """The event if the log takes it, else an error frame, or nothing where the log takes not even that."""
         if len(event.data) <= error.limit:
             return event
         logger.warning(
             "an event was too large for the log",
             extra={"run_id": self.run.run_id, "event_type": event.type, "size": len(event.data)},
         )
-        return error_event(
+        frame = error_event(
             self._source.family,
             f"An event of type {event.type} has {len(event.data)} bytes of JSON; the log takes {error.limit}.",
             error_type="event_too_large",
             identity=self._identity,
         )
+        return frame if len(frame.data) <= error.limit else None
 
     async def _obey(self) -> None:
         """Wait for a cancel that any process may ask for."""

@@ -265,7 +265,6 @@ def serve() -> None:
         with_stats(APPS[options.app](options.config)),
         log_level="error",
         access_log=False,
-        timeout_graceful_shutdown=1,
     )
     uvicorn.Server(config).run(sockets=[listener])
 

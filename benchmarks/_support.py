@@ -225,18 +225,15 @@ class Server:
         try:
             self.stats()  # waits in the backlog until the app is up
         except OSError as error:
+            self.__exit__(None, None, None)
             raise RuntimeError(f"the server {self.app!r} did not start") from error
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()  # a stop signal would give unfinished runs their grace, which nobody here waits for
+        self._process.wait()
 
     def stats(self) -> Mapping[str, int]:
         """``cpu_ns``: CPU time of all threads of the process so far; ``rss``: resident bytes now."""

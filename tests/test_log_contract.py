@@ -24,14 +24,17 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 class SQLiteStore:
     """Files of their own for the logs of one test."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, hot_bytes: int = 67_108_864) -> None:
         self.directory = directory
+        self.hot_bytes = hot_bytes
         self.made = 0
 
     def open(self, *, max_run_bytes: int = 67_108_864, max_event_bytes: int = 8_388_608) -> SQLiteEventLog:
         self.made += 1
         path = self.directory / f"runs-{self.made}.db"
-        return SQLiteEventLog(path, max_run_bytes=max_run_bytes, max_event_bytes=max_event_bytes)
+        return SQLiteEventLog(
+            path, max_run_bytes=max_run_bytes, max_event_bytes=max_event_bytes, hot_bytes=self.hot_bytes
+        )
 
     @staticmethod
     def reopen(log: EventLog) -> SQLiteEventLog:
@@ -51,6 +54,12 @@ async def test_memory_log_keeps(check: Check) -> None:
 @pytest.mark.parametrize("check", event_log_checks(), ids=named)
 async def test_sqlite_log_keeps(check: Check, tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path)
+    await check.run(store.open, reopen=store.reopen, limited=store.open)
+
+
+@pytest.mark.parametrize("check", event_log_checks(), ids=named)
+async def test_sqlite_log_with_nothing_in_memory_keeps(check: Check, tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path, hot_bytes=0)
     await check.run(store.open, reopen=store.reopen, limited=store.open)
 
 

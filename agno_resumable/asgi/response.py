@@ -78,7 +78,10 @@ class EventStreamResponse(Response):
         headers: Mapping[str, str] | None = None,
         reading: AbstractContextManager[None] | None = None,
     ) -> None:
-        super().__init__(headers={**STREAM_HEADERS, "X-Run-Id": run_id, **(headers or {})})
+        # The type comes first: Chromium takes a head that is cut off before it for a whole one, and closes an
+        # EventSource for good where it would come back.
+        first = {"Content-Type": f"{self.media_type}; charset=utf-8"}
+        super().__init__(headers={**first, **STREAM_HEADERS, "X-Run-Id": run_id, **(headers or {})})
         del self.headers["content-length"]  # Starlette counted the empty body
         self._log = log
         self._run_id = run_id

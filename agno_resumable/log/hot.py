@@ -70,7 +70,7 @@ class HotTail:
 
     def __init__(self, *, max_bytes: int = 67_108_864, max_run_bytes: int = 4_194_304) -> None:
         self._max_bytes = max_bytes
-        self._max_run_bytes = max_run_bytes
+        self._max_run_bytes = min(max_run_bytes, max_bytes)
         self._tails: OrderedDict[str, _Tail] = OrderedDict()
         self._epoch = 0
         self.size = 0

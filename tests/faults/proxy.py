@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from dataclasses import dataclass
 from types import TracebackType
 
 from typing_extensions import Self
@@ -12,17 +13,28 @@ from typing_extensions import Self
 __all__ = ["CuttingProxy"]
 
 
+@dataclass
+class _Plan:
+    """What is to happen to one connection: nothing, or the end after ``offset`` bytes of body, or before the head."""
+
+    armed: bool = False
+    offset: int | None = None
+    begun: bool = False
+
+
 class CuttingProxy:
     """Forwards to a port on loopback; of the first connections that carry events it delivers only so many bytes.
 
-    A connection is cut where its seed says: in the head of the answer, within a frame, between two. Half of the cuts
-    are an orderly close, half a reset.
+    A connection is cut where its seed says: before the answer has begun, right behind its head, within a frame,
+    between two. Half of the cuts are an orderly close, half a reset. None lies within the head: Chromium takes one
+    that breaks off before its Content-Type for a whole one, and closes the EventSource for good, whatever a server
+    does. It is one segment on the wire.
 
     Args:
         port: Where to.
         cuts: How many connections are cut; those that come later live.
         seed: Chooses the offsets.
-        most: The largest offset, in bytes from the answer's first.
+        most: The largest offset, in bytes of the body.
     """
 
     def __init__(self, port: int, *, cuts: int, seed: int, most: int = 4000) -> None:
@@ -57,10 +69,10 @@ class CuttingProxy:
         up: asyncio.StreamWriter | None = None
         with contextlib.suppress(OSError, asyncio.CancelledError):
             down, up = await asyncio.open_connection("127.0.0.1", self._to)
-            budget: list[int | None] = [None]
+            plan = _Plan()
             ways = {
-                asyncio.create_task(self._upstream(reader, up, budget)),
-                asyncio.create_task(self._downstream(down, writer, budget)),
+                asyncio.create_task(self._upstream(reader, up, plan)),
+                asyncio.create_task(self._downstream(down, writer, plan)),
             }
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -72,29 +84,38 @@ class CuttingProxy:
             if end is not None:
                 end.close()
 
-    async def _upstream(self, client: asyncio.StreamReader, server: asyncio.StreamWriter, budget: list[int | None]) -> None:
+    async def _upstream(self, client: asyncio.StreamReader, server: asyncio.StreamWriter, plan: _Plan) -> None:
         while data := await client.read(65536):
             if b"/events" in data.split(b"\r\n", 1)[0]:
                 self.requests.append(data)
                 if self._left:
                     self._left -= 1
-                    budget[0] = int(self._most * self._random.random() ** 2)  # rather early than late
+                    plan.armed = True
+                    if self._random.random() < 0.9:
+                        plan.offset = int(self._most * self._random.random() ** 2)  # rather early than late
             server.write(data)
             await server.drain()
 
     async def _downstream(
-        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, budget: list[int | None]
+        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, plan: _Plan
     ) -> None:
+        head = b""
         while data := await server.read(65536):
-            left = budget[0]
-            if left is not None and len(data) >= left:
-                client.write(data[:left])
-                await client.drain()
+            if plan.armed and plan.offset is not None:
+                if not plan.begun:
+                    head += data
+                    before, end, data = head.partition(b"\r\n\r\n")
+                    if not end:
+                        continue
+                    client.write(before + end)
+                    plan.begun = True
+                client.write(data[: plan.offset])
+                plan.offset -= len(data)
+            elif not plan.armed:
+                client.write(data)
+            await client.drain()
+            if plan.armed and (plan.offset is None or plan.offset <= 0):
                 self.cut += 1
                 if self._random.random() < 0.5:
                     client.transport.abort()
                 return
-            if left is not None:
-                budget[0] = left - len(data)
-            client.write(data)
-            await client.drain()

@@ -72,7 +72,7 @@ async def _watch(page: Any, proxy: CuttingProxy, url: str) -> Mapping[str, Any]:
     await page.goto(f"http://127.0.0.1:{proxy.port}/")
     types = sorted(set(_event_types()))
     await page.evaluate(_PAGE, [f"http://127.0.0.1:{proxy.port}{url}", types])
-    await page.wait_for_function("window.seen.closed", timeout=120_000, polling=50)
+    await page.wait_for_function("window.seen.closed", timeout=60_000, polling=50)
     seen: Mapping[str, Any] = await page.evaluate("window.seen")
     return seen
 
@@ -112,10 +112,14 @@ async def test_a_browser_that_is_not_given_its_cursor_back_does_not_pass(
     """The seeded fault: a network that loses Last-Event-ID, so that each connection begins anew."""
     forward = CuttingProxy._upstream
 
-    async def forgetting(self: CuttingProxy, client: Any, server: Any, budget: Any) -> None:
-        write = server.write
-        server.write = lambda data: write(data.replace(b"Last-Event-ID", b"Lost-Event-ID"))
-        await forward(self, client, server, budget)
+    async def forgetting(self: CuttingProxy, client: Any, server: Any, plan: Any) -> None:
+        class Losing:
+            drain = server.drain
+
+            def write(self, data: bytes) -> None:
+                server.write(data.replace(b"Last-Event-ID", b"Lost-Event-ID"))
+
+        await forward(self, client, Losing(), plan)
 
     monkeypatch.setattr(CuttingProxy, "_upstream", forgetting)
     settings = replace(Settings(log=f"sqlite:///{tmp_path / 'runs.db'}"), retry_ms=100)
@@ -124,5 +128,5 @@ async def test_a_browser_that_is_not_given_its_cursor_back_does_not_pass(
         await page.goto(f"http://127.0.0.1:{proxy.port}/")
         await page.evaluate(_PAGE, [f"http://127.0.0.1:{proxy.port}{run.path}/events", ["RunStarted", "RunContent"]])
         await page.wait_for_function(
-            "window.seen.events.length > new Set(window.seen.events.map(e => e[1])).size", timeout=60_000, polling=50
+            "window.seen.events.length > new Set(window.seen.events.map(e => e[1])).size", timeout=30_000, polling=50
         )
