@@ -56,9 +56,9 @@ class Batch:
     __slots__ = ("_frames", "_size", "events", "first", "run_id")
 
     def __init__(self, run_id: str, first: int, events: Sequence[EncodedEvent]) -> None:
-        self.run_id = run_id
-        self.first = first
-        self.events = events
+        self.run_id: str = run_id
+        self.first: int = first
+        self.events: Sequence[EncodedEvent] = events
         self._frames: bytes | None = None
         self._size = -1
 

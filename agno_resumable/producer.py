@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 
 from .errors import EventTooLarge, LogClosed, LogUnavailable, RunFinished, RunNotFound, StaleGeneration
-from .log.protocol import EventLog
+from .log.protocol import Claim, EventLog
 from .model import EncodedEvent, Run, RunStatus
 from .source import Ending, Source
 from .sse import Identity, cancelled_event, completed_event, encode_event, error_event
@@ -20,7 +20,7 @@ from .transcript import Transcript
 
 __all__ = ["Producer"]
 
-logger = logging.getLogger("agno_resumable.producer")
+logger: logging.Logger = logging.getLogger("agno_resumable.producer")
 
 # What may be waiting for the commit in flight. One event more, and the source has to wait.
 _MAX_EVENTS = 1024
@@ -55,7 +55,7 @@ class Producer:
         outage: float = 30.0,
     ) -> None:
         self.run = run
-        self.claim = (run.run_id, run.generation)
+        self.claim: Claim = (run.run_id, run.generation)
         self._log = log
         self._source = source
         self._events = events
@@ -67,7 +67,7 @@ class Producer:
             component_id=source.component_id,
             component_name=source.component_name,
         )
-        self.transcript = Transcript(run.run_id)
+        self.transcript: Transcript = Transcript(run.run_id)
         self._ending = Ending(run.run_id, source.family)
         self._next = run.next_index
         self._buffer: list[EncodedEvent] = []
@@ -80,7 +80,7 @@ class Producer:
         self._reason: str | None = None  # why the work was cancelled, if it was
         self._lost = False
         self._committing = False
-        self.done = anyio.Event()
+        self.done: anyio.Event = anyio.Event()
         """Set when the run has its end, or has been lost."""
 
     def __repr__(self) -> str:

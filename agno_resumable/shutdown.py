@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Union
+from typing import Any
 
 from anyio.lowlevel import RunVar
 
@@ -20,14 +20,14 @@ from .log.signals import loop_caller
 
 __all__ = ["Drain", "current_drain", "drain"]
 
-Handler = Union[Callable[[int, FrameType | None], Any], int, None]
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Drain:
     """The drain of one event loop: it begins once, and tells everybody who asked to be told."""
 
     def __init__(self) -> None:
-        self.begun = False
+        self.begun: bool = False
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._chained: dict[int, tuple[Handler, Handler]] = {}
         self._delays: dict[object, Callable[[bool], bool]] = {}
@@ -54,7 +54,7 @@ class Drain:
         return unsubscribe
 
     def delay(self, needed: Callable[[bool], bool]) -> Callable[[], None]:
-        """Keep the first SIGTERM from whoever heard it before, as long as ``needed`` says so and ``settle`` is not called.
+        """Keep the first SIGTERM from whoever heard it before, until ``settle`` is called and ``needed`` says no more.
 
         ``needed`` is given whether nobody heard it before, so that handing it on ends the process at once. It is asked
         inside a signal handler. Returns what takes the delay back.

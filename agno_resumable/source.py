@@ -93,7 +93,7 @@ class AgnoSource:
 
     def __init__(self, component: Any, *, family: Family | None = None, component_id: str | None = None) -> None:
         self.component = component
-        self.family = family or _family(component)
+        self.family: Family = family or _family(component)
         self.component_name: str | None = getattr(component, "name", None)
         id_ = component_id or getattr(component, "id", None) or _id_from_name(self.component_name)
         if not id_:
@@ -135,7 +135,7 @@ class CallableSource:
         self, function: Callable[..., Any], *, family: Family | None = None, component_id: str | None = None
     ) -> None:
         self.function = function
-        self.family = family or Family.AGENT
+        self.family: Family = family or Family.AGENT
         self.component_name: str | None = getattr(function, "__name__", None)
         id_ = component_id or _id_from_name(self.component_name) or _id_from_name(type(function).__name__)
         self.component_id: str = (id_ or "source").strip("<>")

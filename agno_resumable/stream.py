@@ -20,7 +20,7 @@ from .model import Batch, Event, Family, NewRun, Run, RunStatus
 from .producer import Producer
 from .reader import follow
 from .shutdown import current_drain
-from .source import make_source
+from .source import AgnoSource, CallableSource, make_source
 from .sse import Identity, cancelled_event
 from .supervisor import Policy, Supervisor
 from .transcript import Transcript
@@ -76,7 +76,9 @@ class ResumableStream:
         if isinstance(log, str):
             opened = open_log(log)  # a bad URL is told here and not at the first request
             log = log if log.startswith("sqlite") else opened
-        self.source = make_source(source, family=Family(family) if family else None, component_id=component_id)
+        self.source: AgnoSource | CallableSource = make_source(
+            source, family=Family(family) if family else None, component_id=component_id
+        )
         self._log = log
         self._policy = Policy(lease, sweep_interval, retention, drain_grace)
         self._cancel_grace = cancel_grace
@@ -84,7 +86,7 @@ class ResumableStream:
         self._supervisor: Supervisor | None = None
         self._attends = False
         self._starting: anyio.Lock | None = None
-        self.readers = Audience()
+        self.readers: Audience = Audience()
 
     def __repr__(self) -> str:
         return f"ResumableStream({self.source.family.value} {self.component_id!r})"
@@ -273,10 +275,11 @@ class ResumableStream:
             RunNotFound: There is no such run of this component.
         """
         await self.get(run_id)
-        async for item in follow(await self.log(), run_id, after, stop_when_paused=True):
-            if isinstance(item, Batch):
-                for event in item:
-                    yield event
+        with self.readers.reading(run_id):
+            async for item in follow(await self.log(), run_id, after, stop_when_paused=True):
+                if isinstance(item, Batch):
+                    for event in item:
+                        yield event
 
     async def wait(self, run_id: str) -> Run:
         """Wait until the run has finished or rests; return it with its transcript.
@@ -286,9 +289,10 @@ class ResumableStream:
         """
         log = await self.log()
         run = await self.get(run_id)
-        while run.status.active:
-            await log.wait(run_id, run.version, timeout=60.0)
-            run = (await log.read(run_id, limit=0)).run
+        with self.readers.reading(run_id):  # who waits for the result has not left
+            while run.status.active:
+                await log.wait(run_id, run.version, timeout=60.0)
+                run = (await log.read(run_id, limit=0)).run
         return await log.get(run_id)
 
     async def transcript(self, run_id: str) -> dict[str, Any]:

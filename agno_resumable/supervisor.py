@@ -29,7 +29,7 @@ from .transcript import Transcript
 
 __all__ = ["Policy", "Supervisor"]
 
-logger = logging.getLogger("agno_resumable.supervisor")
+logger: logging.Logger = logging.getLogger("agno_resumable.supervisor")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ async def test_sqlite_log_keeps(check: Check, tmp_path: Path) -> None:
     await check.run(store.open, reopen=store.reopen, limited=store.open)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("check", event_log_checks(), ids=named)
 async def test_sqlite_log_with_nothing_in_memory_keeps(check: Check, tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path, hot_bytes=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -16,7 +16,16 @@ from starlette.types import Message
 __all__ = ["RunRequest", "read_body", "read_run_request"]
 
 _JSON_FIELDS = ("session_state", "dependencies", "metadata", "knowledge_filters", "output_schema")
+_OBJECTS = ("session_state", "dependencies", "metadata")
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+
+
+class Upload(NamedTuple):
+    """An uploaded file, read; the form that it came in is closed."""
+
+    filename: str | None
+    content_type: str | None
+    content: bytes
 
 
 @dataclass
@@ -50,9 +59,13 @@ async def read_body(request: Request, max_bytes: int) -> Mapping[str, Any]:
                 raise HTTPException(400, "The body must be a JSON object.")
             return fields
         if kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
-            form = await limited.form(max_part_size=max_bytes)
-            collected: dict[str, Any] = {key: value for key, value in form.multi_items() if isinstance(value, str)}
-            files = [value for value in form.getlist("files") if isinstance(value, UploadFile)]
+            async with limited.form(max_part_size=max_bytes) as form:
+                collected: dict[str, Any] = {key: value for key, value in form.multi_items() if isinstance(value, str)}
+                files = [
+                    Upload(value.filename, value.content_type, await value.read())
+                    for value in form.getlist("files")
+                    if isinstance(value, UploadFile)
+                ]
             if files:
                 collected["files"] = files
             return collected
@@ -85,12 +98,12 @@ async def read_run_request(request: Request, max_bytes: int) -> RunRequest:
                 value = json.loads(value)
             except ValueError as error:
                 raise HTTPException(422, f"The field {name!r} must be JSON: {error}.") from error
-        if name == "metadata" and not isinstance(value, dict):
-            raise HTTPException(422, "The field 'metadata' must be a JSON object.")
+        if name in _OBJECTS and not isinstance(value, dict):
+            raise HTTPException(422, f"The field {name!r} must be a JSON object.")
         options[name] = value
     for upload in fields.get("files") or ():
-        if isinstance(upload, UploadFile):
-            name, medium = await _medium(upload)
+        if isinstance(upload, Upload):
+            name, medium = _medium(upload)
             options.setdefault(name, []).append(medium)
     return RunRequest(
         message=message,
@@ -124,11 +137,11 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-async def _medium(upload: UploadFile) -> tuple[str, Any]:
+def _medium(upload: Upload) -> tuple[str, Any]:
     """An uploaded file as agno's medium, with the name of the argument that takes it."""
     from agno.media import Audio, File, Image, Video  # only where somebody sends a file
 
-    content = await upload.read()
+    content = upload.content
     if not content:
         raise HTTPException(400, f"The file {upload.filename!r} is empty.")
     mime_type = (upload.content_type or "").partition(";")[0].strip().lower() or None

@@ -23,7 +23,7 @@ from ..shutdown import current_drain
 
 __all__ = ["EventStreamResponse"]
 
-logger = logging.getLogger("agno_resumable.response")
+logger: logging.Logger = logging.getLogger("agno_resumable.response")
 
 STREAM_HEADERS = {
     "Cache-Control": "no-store, no-transform",  # no-transform: a proxy that compresses also buffers
@@ -38,6 +38,7 @@ class _Ending(Enum):
     CLEAN = 1
     BROKEN = 2
     GONE = 3
+    STALLED = 4
 
 
 class EventStreamResponse(Response):
@@ -117,6 +118,8 @@ class EventStreamResponse(Response):
                 f"The stream of run {self._run_id!r} was broken off, so that its client comes back.",
                 run_id=self._run_id,
             )
+        elif ending is _Ending.STALLED:
+            _abort(receive)
 
     async def _deliver(self, send: Send) -> _Ending:
         drain = current_drain()
@@ -171,7 +174,7 @@ class EventStreamResponse(Response):
             return await self._leave(send, "unavailable")
         except _Stalled:
             logger.info("a client stopped reading", extra={"run_id": self._run_id})
-            return _Ending.GONE
+            return _Ending.STALLED
         finally:
             unsubscribe()
             await items.aclose()
@@ -182,7 +185,7 @@ class EventStreamResponse(Response):
             try:
                 await self._send(send, payload)
             except _Stalled:
-                return _Ending.GONE
+                return _Ending.STALLED
         return _Ending.CLEAN if self._persistent else _Ending.BROKEN
 
     async def _send(self, send: Send, payload: bytes) -> None:
@@ -208,6 +211,18 @@ class EventStreamResponse(Response):
 
 class _Stalled(Exception):
     """The client does not read."""
+
+
+def _abort(receive: Receive) -> None:
+    """Reset the connection of a client that does not read, where the server's objects let us reach it.
+
+    ASGI has no word for it, and a close waits until the client has taken what is buffered: uvicorn would keep the
+    socket as long as the client likes, and not exit before.
+    """
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    abort = getattr(transport, "abort", None)
+    if callable(abort):
+        abort()
 
 
 async def _until_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

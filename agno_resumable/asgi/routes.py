@@ -208,6 +208,8 @@ class _Endpoints:
                 requested = int(str(index))
             except ValueError:
                 raise HTTPException(422, "last_event_index must be a whole number.") from None
+            if requested >= 10**12:  # no log is that long, and no store takes any number
+                raise HTTPException(422, "last_event_index is larger than any index.")
         try:
             await self._visible(request)
             log = await self._stream.log()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cursor_of", "error_response", "events_response", "start_response"]
 
-logger = logging.getLogger("agno_resumable.serve")
+logger: logging.Logger = logging.getLogger("agno_resumable.serve")
 
 _STATUS: tuple[tuple[type[ResumableError], int], ...] = (
     (RunNotFound, 404),

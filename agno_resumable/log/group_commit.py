@@ -30,8 +30,8 @@ class Operation(Generic[C, T]):
     __slots__ = ("_done", "apply", "committed", "error", "result")
 
     def __init__(self, apply: Callable[[C], T], committed: Callable[[T], None] | None = None) -> None:
-        self.apply = apply
-        self.committed = committed
+        self.apply: Callable[[C], T] = apply
+        self.committed: Callable[[T], None] | None = committed
         self.result: T
         self.error: BaseException | None = None
         self._done = anyio.Event()
@@ -65,7 +65,7 @@ class GroupCommit(Generic[C]):
         self._gathered: list[Operation[C, object]] = []
         self._in_flight = False
         self._idle: anyio.Event | None = None
-        self.commits = 0
+        self.commits: int = 0
 
     def submit(self, operation: Operation[C, T]) -> None:
         """Queue an operation. Each caller waits for its own, so callers bound the queue."""

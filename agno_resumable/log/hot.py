@@ -56,7 +56,7 @@ class _Tail:
     def __init__(self, run: Run, epoch: int) -> None:
         self.run = run
         self.batches: list[Batch] = []
-        self.size = 0
+        self.size: int = 0
         self.epoch = epoch
 
 
@@ -73,7 +73,7 @@ class HotTail:
         self._max_run_bytes = min(max_run_bytes, max_bytes)
         self._tails: OrderedDict[str, _Tail] = OrderedDict()
         self._epoch = 0
-        self.size = 0
+        self.size: int = 0
 
     def __len__(self) -> int:
         return len(self._tails)

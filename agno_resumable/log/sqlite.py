@@ -40,7 +40,7 @@ Group = Sequence[Operation[sqlite3.Connection, object]]
 _DURABILITY = {0: Durability.PROCESS_CRASH, 1: Durability.PROCESS_CRASH, 2: Durability.POWER_LOSS}
 _PRUNE_STEP = 32
 
-logger = logging.getLogger("agno_resumable.log")
+logger: logging.Logger = logging.getLogger("agno_resumable.log")
 
 
 class SQLiteEventLog:
@@ -70,7 +70,7 @@ class SQLiteEventLog:
     ) -> None:
         if synchronous.lower() not in ("full", "normal", "extra"):
             raise ValueError(f"synchronous is 'full', 'normal' or 'extra', not {synchronous!r}.")
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         if self.path in ("", ":memory:"):
             raise ValueError("SQLiteEventLog needs a file; use MemoryEventLog for a log in memory.")
         self._synchronous = synchronous.lower()

@@ -40,11 +40,11 @@ class Plan:
     __slots__ = ("shapes", "size", "templates", "to_dict")
 
     def __init__(self, cls: Any) -> None:
-        self.to_dict = cls.to_dict
-        self.size = len(cls.__dataclass_fields__)
+        self.to_dict: Any = cls.to_dict
+        self.size: int = len(cls.__dataclass_fields__)
         self.shapes: dict[tuple[object, ...], Shape] = {}
         delta = delta_field(cls)
-        self.templates = Templates(delta) if delta is not None else None
+        self.templates: Templates | None = Templates(delta) if delta is not None else None
 
 
 plans: dict[type, Plan | None] = {}

@@ -34,15 +34,15 @@ class Template:
         from orjson import dumps  # loaded with the first event, see values.py
 
         self.dumps: Callable[[str], bytes] = dumps
-        self.name = name
-        self.used = False
-        self.names = tuple(held)
-        self.at = self.names.index(delta)
-        self.places = range(len(self.names))
+        self.name: str = name
+        self.used: bool = False
+        self.names: tuple[str, ...] = tuple(held)
+        self.at: int = self.names.index(delta)
+        self.places: range = range(len(self.names))
         # The text counts as changed in every event, so that it is looked at in every event.
-        self.values = tuple([value if name != delta else object() for name, value in held.items()])
+        self.values: tuple[Any, ...] = tuple([value if name != delta else object() for name, value in held.items()])
         others = {key: value for key, value in fields.items() if key != delta}
-        self.head = json_object(others)[:-1] + b',"' + delta.encode() + b'":'
+        self.head: bytes = json_object(others)[:-1] + b',"' + delta.encode() + b'":'
 
 
 def delta_field(cls: type) -> str | None:

@@ -75,8 +75,8 @@ def _script(message: str) -> Sequence[ScriptItem]:
 
 
 async def _opened(gate: Path) -> None:
-    while not gate.exists():  # noqa: ASYNC240  # it does not block for longer than a look at a local directory
-        await asyncio.sleep(0.02)  # noqa: ASYNC110  # another process opens it
+    while not gate.exists():  # noqa: ASYNC110, ASYNC240  # another process makes it, in a local directory
+        await asyncio.sleep(0.02)
 
 
 def _delegating(message: str) -> Sequence[ScriptItem]:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,10 +164,8 @@ class _Cycles:
 
 
 async def _quietly(reader: Reader, port: int) -> None:
-    try:
+    with suppress(OSError):  # killed before it answered; the client will come back like the others
         await reader.get(port)
-    except OSError:  # killed before it answered; the client will come back like the others
-        pass
 
 
 async def kill_cycles(directory: Path, *, cycles: int, seed: int, verbose: bool = False) -> Report:

@@ -96,9 +96,7 @@ class CuttingProxy:
             server.write(data)
             await server.drain()
 
-    async def _downstream(
-        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, plan: _Plan
-    ) -> None:
+    async def _downstream(self, server: asyncio.StreamReader, client: asyncio.StreamWriter, plan: _Plan) -> None:
         head = b""
         while data := await server.read(65536):
             if plan.armed and plan.offset is not None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from agno_resumable import EncodedEvent, NewRun, RunStatus, SQLiteEventLog
 
 from .apps import FAMILIES, Settings, say
 from .checker import check_run
@@ -35,6 +39,28 @@ class Outcome:
         return f"last client told after {self.told_after:.2f} s, {exited}, runs {dict(self.ended)}"
 
 
+async def _store_long_run(path: Path) -> None:
+    """A run that is longer than what the buffers between a server and its client hold."""
+    event = EncodedEvent("RunContent", b'{"event":"RunContent","content":"' + b"x" * 10_000 + b'"}')
+    async with SQLiteEventLog(path) as log:
+        await log.create(NewRun("long", component_id=FAMILIES["agent"].rpartition("/")[2]), lease=60.0)
+        for _ in range(8):
+            await log.append("long", 1, [event] * 100)
+        await log.append("long", 1, [], status=RunStatus.COMPLETED)
+
+
+async def _stall(port: int) -> socket.socket:
+    """A client of that run that reads the head of the answer and nothing else."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", port))
+    await loop.sock_sendall(client, f"GET {FAMILIES['agent']}/runs/long/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await loop.sock_recv(client, 100)
+    return client
+
+
 async def stop(
     directory: Path,
     *,
@@ -44,6 +70,7 @@ async def stop(
     command: Sequence[str] = UVICORN,
     lifespan: bool = True,
     workers: int = 1,
+    stalled: int = 0,
     attended: bool | None = None,
 ) -> Outcome:
     """Send a server the signal while ``streams`` streams are open and ``runs`` runs are active.
@@ -52,6 +79,7 @@ async def stop(
     the runs is read by the POST that started it, everything else by GET.
 
     Args:
+        stalled: How many more clients are connected that read nothing of a long replay.
         attended: Whether active runs are to be given their grace, by a lifespan or by the signal that waits for them;
             if not they end at once.
     """
@@ -63,7 +91,10 @@ async def stop(
     attended = lifespan or number is signal.SIGTERM if attended is None else attended
     outcome = Outcome()
     chosen = random.Random(5)
-    async with Server(settings, directory, command=command, workers=workers) as server:
+    await _store_long_run(path)
+    async with Server(settings, directory, command=command, workers=workers) as server, AsyncExitStack() as stack:
+        for _ in range(stalled):
+            stack.callback((await _stall(server.port)).close)
         started: dict[Started, set[str]] = {}
         posts: list[Reader] = []
         families = list(FAMILIES)
@@ -79,7 +110,7 @@ async def stop(
             else:
                 started[await start_run(server.port, family, message)] = expected
         gets = [Reader.of(chosen.choice(list(started))) for _ in range(streams - len(posts))]
-        reading = [asyncio.create_task(reader.receive()) for reader in posts]
+        reading: list[asyncio.Task[object]] = [asyncio.create_task(reader.receive()) for reader in posts]
         reading += [asyncio.create_task(reader.get(server.port)) for reader in gets]
         await asyncio.gather(*[reader.reached(3) for reader in (*posts, *gets)])
 

@@ -17,12 +17,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlencode
 
+import anyio
 from typing_extensions import Self
 
 from agno_resumable import open_log
@@ -30,7 +31,24 @@ from agno_resumable import open_log
 from .apps import FAMILIES, Settings
 from .checker import History, Seen
 
-__all__ = ["Answer", "Reader", "Server", "Started", "free_port", "integrity", "long_form", "post", "start_run", "wait_for"]
+__all__ = [
+    "GRANIAN",
+    "HYPERCORN",
+    "UVICORN",
+    "Answer",
+    "Connection",
+    "Reader",
+    "Server",
+    "Started",
+    "integrity",
+    "long_form",
+    "post",
+    "request",
+    "runs_of",
+    "start_run",
+    "stored",
+    "wait_for",
+]
 
 ROOT = Path(__file__).parents[2]
 _APP = "tests.faults.apps:make_app"
@@ -62,7 +80,6 @@ class Server:
         command: The server's command line, without host and port.
         port: Where it listens; a free one if not given.
         workers: How many processes it shall start.
-        lifespan: Whether the server runs the application's lifespan (uvicorn only).
     """
 
     def __init__(
@@ -201,7 +218,7 @@ class Connection:
         fields = {name.lower(): value.strip() for name, _, value in named}
         return cls(reader, writer, Answer(int(head[0].split()[1]), fields))
 
-    async def body(self) -> AsyncIterator[bytes]:
+    async def body(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes; afterwards ``answer.clean`` says how it ended."""
         headers = self.answer.headers
         try:
@@ -339,7 +356,7 @@ class Reader:
 
     async def reached(self, index: int, timeout: float = 30.0) -> None:
         """Wait until the event of this index has come."""
-        async with asyncio.timeout(timeout) if sys.version_info >= (3, 11) else contextlib.nullcontext():
+        with anyio.fail_after(timeout):
             while self.history.cursor < index:
                 self.progress.clear()
                 await self.progress.wait()
@@ -387,11 +404,3 @@ async def stored(path: Path, run_id: str) -> tuple[str, History]:
                     history.events.append(Seen(event.index, event.type, frame))
         history.controls.append(("end", {"status": run.status.value, "last_event_index": run.last_index}))
         return run.status.value, history
-
-
-def chance(items: Sequence[str], seed: int) -> Iterator[str]:
-    """The items over and over, from a place that the seed chooses."""
-    place = seed
-    while True:
-        yield items[place % len(items)]
-        place += 1

@@ -30,14 +30,14 @@ def _need(server: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("lifespan", [True, False], ids=["lifespan", "no-lifespan"])
 async def test_uvicorn_drains(tmp_path: Path, number: signal.Signals, lifespan: bool) -> None:
-    outcome = await stop(tmp_path, streams=STREAMS, runs=RUNS, number=number, lifespan=lifespan)
+    outcome = await stop(tmp_path, streams=STREAMS, runs=RUNS, stalled=2, number=number, lifespan=lifespan)
     print(outcome.summary())
     assert outcome.violations == []
 
 
-@pytest.mark.parametrize("lifespan", [True, False], ids=["lifespan", "no-lifespan"])
+@pytest.mark.parametrize("lifespan", [True, False] if long_form() else [False])
 async def test_uvicorn_with_two_workers_drains(tmp_path: Path, lifespan: bool) -> None:
-    outcome = await stop(tmp_path, streams=STREAMS, runs=RUNS, workers=2, lifespan=lifespan)
+    outcome = await stop(tmp_path, streams=STREAMS, runs=RUNS, stalled=2, workers=2, lifespan=lifespan)
     print(outcome.summary())
     assert outcome.violations == []
 
