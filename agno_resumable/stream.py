@@ -227,6 +227,7 @@ class ResumableStream:
             raise RunFinished(run_id, run.status.value)
         if run.status is not RunStatus.PAUSED or not self.source.speaks_agno:
             raise ResumableError(f"Run {run_id!r} is {run.status.value}; only a paused one can be continued.")
+        so_far = await Transcript.of_log(supervisor.log, run)
         with anyio.CancelScope(shield=True):
             claimed = await supervisor.log.claim(run_id, lease=self._policy.lease, generation=run.generation + 1)
             self._produce(
@@ -235,6 +236,7 @@ class ResumableStream:
                 lambda: self.source.resume(
                     run_id=run_id, session_id=run.session_id, user_id=run.user_id, options=options
                 ),
+                so_far,
             )
         return claimed
 
@@ -263,7 +265,15 @@ class ResumableStream:
                 claimed = await log.claim(run_id, lease=self._policy.lease, generation=run.generation + 1)
                 identity = Identity(run_id=run_id, session_id=run.session_id, component_id=run.component_id)
                 frame = cancelled_event(self.family, "The run was cancelled while it was paused.", identity=identity)
-                await log.append(run_id, claimed.generation, [frame], status=RunStatus.CANCELLED)
+                transcript = await Transcript.of_log(log, claimed)
+                transcript.fold([frame])
+                await log.append(
+                    run_id,
+                    claimed.generation,
+                    [frame],
+                    status=RunStatus.CANCELLED,
+                    transcript=transcript.dump(RunStatus.CANCELLED),
+                )
             except (StaleGeneration, RunFinished):
                 pass  # continued or ended by somebody else, whose producer sees the request
         return await log.get(run_id)
@@ -302,7 +312,7 @@ class ResumableStream:
             RunNotFound: There is no such run of this component.
         """
         run = await self.get(run_id)
-        if run.transcript is not None:
+        if run.transcript is not None and not run.status.active:  # a later leg has more to tell than the pause before
             stored: dict[str, Any] = orjson.loads(run.transcript)
             return stored
         supervisor = await self.supervisor()
@@ -310,8 +320,16 @@ class ResumableStream:
         folded = local or await Transcript.of_log(supervisor.log, run)
         return {"status": run.status.value, **folded.to_dict()}
 
-    def _produce(self, supervisor: Supervisor, run: Run, events: Callable[[], AsyncIterator[Any]]) -> None:
+    def _produce(
+        self,
+        supervisor: Supervisor,
+        run: Run,
+        events: Callable[[], AsyncIterator[Any]],
+        so_far: Transcript | None = None,
+    ) -> None:
         producer = Producer(supervisor.log, self.source, run, events, cancel_grace=self._cancel_grace)
+        if so_far is not None:  # the legs before this one
+            producer.transcript = so_far
         supervisor.produce(producer)
         if self._abandon_after is not None:
             supervisor.watch(lambda: self._abandon(producer))

@@ -1,17 +1,17 @@
-"""``EventStreamResponse`` over sockets: silence, cycling, gaps, pauses, drain, outages, and clients that do not read."""
+"""``EventStreamResponse`` over sockets: silence, cycling, gaps, pauses, drain, outages, stalled clients."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.from_thread
+import anyio.to_thread
 import httpx
 import pytest
 from starlette.applications import Starlette
@@ -224,28 +224,17 @@ class Failing(MemoryEventLog):
 
 async def test_a_store_that_goes_away_ends_a_get_and_breaks_a_post_and_both_are_told() -> None:
     log = Failing()
-    app = App(log)
-    async with served(app) as client:
+    async with served(App(log, heartbeat=0.05)) as client:
         await client.post("/write", json={"events": 1})
         async with open_stream(client, "GET", "/events") as get, open_stream(client, "POST", "/events") as post:
             await get.until("RunContent")
             await post.until("RunContent")
-            await eventually(lambda: log.stats()["waiters"] == 2)
-            run = (await log.read(RUN, limit=0)).run
             log.away = True
-            # its own loop's waiters are woken by the server itself
-            answer = await client.post("/write", json={"events": 1})
-            assert answer.status_code == 500
-            log.away = False
-            assert run.last_index == 0
-            log.away = True
-            await client.post("/wake") if False else None
-            log.away = False
-            await client.post("/write", json={"events": 1})
-            assert [frame.event for frame in [await get.until("RunContent"), await post.until("RunContent")]]
-            log.away = True
-            late_get = await receive(client, "GET", "/events")
-            late_post = await receive(client, "POST", "/events")
+            for stream in (get, post):
+                assert [frame.event async for frame in stream] == ["disconnecting"]
+        late_get = await receive(client, "GET", "/events")
+        late_post = await receive(client, "POST", "/events")
+    assert (get.complete, post.broken) == (True, True)
     for stream in (late_get, late_post):
         assert stream.status == 200
         assert [frame.event for frame in stream.frames] == ["disconnecting"]
@@ -338,18 +327,17 @@ async def test_nothing_is_left_after_two_thousand_connects_and_disconnects(tmp_p
                 return found
 
             await crowd(100)
-            before: dict[str, int] = {}
 
-            async def settled(limit: Callable[[dict[str, int]], bool]) -> None:
+            async def settled(most: dict[str, int]) -> None:
                 async def small() -> bool:
-                    return limit(await held())
+                    now = await held()
+                    return all(now[name] <= limit for name, limit in most.items())
 
                 await eventually(small)
 
-            await settled(lambda now: now["tasks"] < 20)
+            await settled({"tasks": 15})
             before = await held()
             await crowd(rounds)
-            await settled(
-                lambda now: all(now[name] <= before[name] for name in ("fds", "threads", "tasks"))
-            )
+            # The log's pool of threads and connections that read may still have grown to its size meanwhile
+            await settled({"tasks": before["tasks"], "threads": before["threads"] + 4, "fds": before["fds"] + 8})
             assert (await client.post(where.replace("/events", "/cancel"))).status_code == 200

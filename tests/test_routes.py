@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import orjson
 import pytest
@@ -39,6 +40,7 @@ from .support import (
     scripted_workflow,
     server_thread,
 )
+from .test_stream import cautious_agent
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +128,7 @@ async def test_whoever_leaves_a_live_run_after_any_event_comes_back_to_the_rest_
 async def test_the_same_through_agnos_resume(client: httpx.AsyncClient, family: Family) -> None:
     where, whole = await finished(client, family)
     total = len(whole.events)
-    for k in range(0, total + 1):
+    for k in range(total + 1):
         form = {"last_event_index": str(k - 1), "session_id": "any"} if k else {}
         rest = await receive(client, "POST", f"{where}/resume", data=form)
         assert rest.frames[0].event == "replay"
@@ -205,15 +207,15 @@ async def test_agnos_own_client_streams_from_these_routes_unchanged(
     agentos: AgentOSClient, family: Family, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = agentos
-    run = {
+    run: dict[Family, Callable[..., AsyncIterator[Any]]] = {
         Family.AGENT: client.run_agent_stream,
         Family.TEAM: client.run_team_stream,
         Family.WORKFLOW: client.run_workflow_stream,
-    }[family]
+    }
     agno = logging.getLogger("agno")
     agno.addHandler(caplog.handler)
     try:
-        events = [event async for event in run(family.value, message="Go.", session_id="s")]
+        events = [event async for event in run[family](family.value, message="Go.", session_id="s")]
     finally:
         agno.removeHandler(caplog.handler)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -239,7 +241,7 @@ async def test_a_run_is_started_by_a_form_multipart_or_json(client: httpx.AsyncC
         {"data": {"message": "Go.", "session_id": "s"}, "files": {"files": ("a.txt", b"words", "text/plain")}},
         {"data": {"message": "Go.", "session_id": "s"}, "files": [("files", ("a.png", b"\x89PNG", "image/png"))]},
     ):
-        answer = await receive(client, "POST", base(Family.AGENT), **request)  # type: ignore[arg-type]
+        answer = await receive(client, "POST", base(Family.AGENT), **request)
         assert answer.status == 200
         assert answer.headers["location"] == f"{base(Family.AGENT)}/{answer.headers['x-run-id']}/events"
         assert answer.frames[-1].event == "end"
@@ -367,7 +369,10 @@ BAD_STARTS: dict[str, tuple[dict[str, Any], int]] = {
     "JSON that is no object": ({"content": b"[1]", "headers": JSON}, 400),
     "JSON that is not UTF-8": ({"content": b'{"message": "\xff"}', "headers": JSON}, 400),
     "JSON that is deep": ({"content": b'{"message":' + b"[" * 100_000, "headers": JSON}, 400),
-    "JSON with a lone surrogate": ({"content": b'{"message": "\\ud800", "session_id": "\\ud800"}', "headers": JSON}, 422),
+    "JSON with a lone surrogate": (
+        {"content": b'{"message": "\\ud800", "session_id": "\\ud800"}', "headers": JSON},
+        422,
+    ),
     "a huge number in JSON": ({"content": b'{"message": ' + b"1" * 5000 + b"}", "headers": JSON}, 400),
     "a type of body that is not taken": ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415),
     "multipart without a boundary": ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
@@ -476,7 +481,9 @@ async def test_a_foreign_run_answers_as_a_missing_one_on_every_route() -> None:
                     absent = await client.request(method, f"{base(Family.AGENT)}/{missing}{path}", headers=headers)
                     assert foreign.status_code == absent.status_code
                     assert foreign.status_code == (200 if path == "/resume" else 404)
-                    assert foreign.content.replace(run_id.encode(), b"") == absent.content.replace(missing.encode(), b"")
+                    assert foreign.content.replace(run_id.encode(), b"") == absent.content.replace(
+                        missing.encode(), b""
+                    )
                     left, right = dict(foreign.headers), dict(absent.headers)
                     for varying in ("date", "x-run-id"):
                         left.pop(varying, None)
@@ -492,7 +499,9 @@ async def test_a_foreign_run_answers_as_a_missing_one_on_every_route() -> None:
                 assert (await client.get(base(Family.AGENT), headers=headers)).json() == []
             assert len((await client.get(base(Family.AGENT), headers=alice)).json()) == 1
             keyed = {"Idempotency-Key": "same"}
-            first = await receive(client, "POST", base(Family.AGENT), data={"message": "Go."}, headers={**alice, **keyed})
+            first = await receive(
+                client, "POST", base(Family.AGENT), data={"message": "Go."}, headers={**alice, **keyed}
+            )
             other = await receive(client, "POST", base(Family.AGENT), data={"message": "Go."}, headers={**bob, **keyed})
             assert first.headers["x-run-id"] != other.headers["x-run-id"]
 
@@ -503,7 +512,7 @@ async def test_an_authorize_hook_decides_instead(asynchronous: bool) -> None:
         return request.headers.get("x-key") == "open"
 
     async def decide_later(request: Request, run: Run | None) -> bool:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return decide(request, run)
 
     with server_thread(application(authorize=decide_later if asynchronous else decide)) as address:
@@ -588,3 +597,28 @@ async def test_a_route_of_ones_own_in_one_line() -> None:
             )
             assert json.loads(rest.events[0].data)["event_index"] == 3
             assert (await client.get("/chat/unknown")).status_code == 404
+
+
+@pytest.mark.parametrize("encoding", ["form", "json"])
+async def test_a_paused_run_is_continued_over_http_with_the_answers_as_agentos_takes_them(encoding: str) -> None:
+    with server_thread(Starlette(routes=resumable_routes(log="memory:", agents=[cautious_agent()]))) as address:
+        async with http(address) as client:
+            first = await receive(client, "POST", "/agents/cautious/runs", data={"message": "Go."})
+            assert [frame.event for frame in first.frames][-2:] == ["RunPaused", "paused"]
+            tools = json.loads(first.events[-1].data)["tools"]
+            for answer in tools:
+                answer["confirmed"] = True
+            where = f"/agents/cautious/runs/{first.headers['x-run-id']}"
+            body: dict[str, Any] = (
+                {"json": {"tools": tools}} if encoding == "json" else {"data": {"tools": json.dumps(tools)}}
+            )
+            refused = await client.post(f"{where}/continue", data={"tools": "5"})
+            assert refused.status_code == 422
+            rest = await receive(client, "POST", f"{where}/continue", **body)
+            assert rest.status == 200
+            assert "ToolCallCompleted" in [frame.event for frame in rest.events]
+            assert rest.frames[-1].event == "end"
+            whole = await receive(client, "GET", f"{where}/events")
+            assert first.blocks + rest.blocks == whole.blocks
+            again = await client.post(f"{where}/continue", **body)
+            assert again.status_code == 409

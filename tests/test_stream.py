@@ -31,7 +31,7 @@ from agno_resumable import (
     RunStatus,
     drain,
 )
-from agno_resumable.demo.scripted import Pause, ScriptedModel, ToolCall
+from agno_resumable.demo.scripted import Pause, ScriptedModel, ScriptItem, ToolCall
 
 from .support import PATIENCE, Gate, eventually, scripted, scripted_agent, scripted_team, scripted_workflow
 
@@ -255,9 +255,13 @@ def launch(target: str) -> str:
 
 
 def cautious_agent() -> Agent:
-    script = ["Ready. ", ToolCall("launch", {"target": "moon"}), "It ", "flies."]
+    script: list[ScriptItem] = ["Ready. ", ToolCall("launch", {"target": "moon"}), "It ", "flies."]
     return Agent(
-        id="cautious", model=ScriptedModel(script=script), tools=[launch], db=InMemoryDb(), telemetry=False
+        id="cautious",
+        model=ScriptedModel(script=script),
+        tools=[launch],
+        db=InMemoryDb(),  # type: ignore[no-untyped-call]  # agno's
+        telemetry=False,
     )
 
 
@@ -269,12 +273,16 @@ async def test_a_paused_run_is_continued_with_indices_that_go_on() -> None:
         assert first[-1].type == "RunPaused"
         assert (await ended(stream, run)).status is RunStatus.PAUSED
         output = await agent.aget_run_output(run.run_id, session_id=str(run.session_id))
-        for requirement in output.requirements:
-            requirement.confirm()
+        assert output is not None
+        for requirement in output.requirements or ():
+            requirement.confirm()  # type: ignore[no-untyped-call]  # agno's
         continued = await stream.continue_run(run.run_id, requirements=output.requirements)
         assert continued.generation == 2
         rest = await events_of(stream, run.run_id, first[-1].index)
         done = await ended(stream, run)
+        transcript = await stream.transcript(run.run_id)
+        assert [message["content"] for message in transcript["messages"]] == ["Ready. It flies."]
+        assert transcript["status"] == "COMPLETED"
         with pytest.raises(RunFinished):
             await stream.continue_run(run.run_id)
     assert done.status is RunStatus.COMPLETED
@@ -289,7 +297,8 @@ async def test_a_paused_run_is_cancelled_here_and_now() -> None:
         assert (await ended(stream, run)).status is RunStatus.PAUSED
         assert (await stream.cancel(run.run_id)).status is RunStatus.CANCELLED
         assert types(await events_of(stream, run.run_id))[-2:] == ["RunPaused", "RunCancelled"]
-        assert (await stream.transcript(run.run_id))["content"] == "Ready. "
+        transcript = await stream.transcript(run.run_id)
+        assert (transcript["content"], transcript["status"]) == ("Ready. ", "CANCELLED")
 
 
 # ---------------------------------------------------------------- leaving
@@ -379,11 +388,8 @@ def away(*, outcome_unknown: bool) -> Callable[[int], Awaitable[None]]:
     return fail
 
 
-@pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("outcome_unknown", [False, True])
+@pytest.mark.parametrize(("outcome_unknown", "stored"), [(False, False), (True, False), (True, True)])
 async def test_an_outage_of_the_log_loses_and_doubles_nothing(stored: bool, outcome_unknown: bool) -> None:
-    if stored and not outcome_unknown:
-        pytest.skip("a log that has stored an append does not say that it has not")
     fail = away(outcome_unknown=outcome_unknown)
     log = Faulty(nothing, fail) if stored else Faulty(fail, nothing)
 

@@ -233,14 +233,17 @@ class _Endpoints:
         """Continue a paused run; the answers to what it asked come in ``tools``, as AgentOS takes them."""
         run = await self._visible(request)
         fields = await read_body(request, self._max_body_bytes)
-        options = {}
+        options: dict[str, Any] = {}
         if fields.get("tools"):
             tools = fields["tools"]
             try:
                 tools = json.loads(tools) if isinstance(tools, str) else tools
                 from agno.models.response import ToolExecution
+                from agno.run.requirement import RunRequirement
 
-                options["updated_tools"] = [ToolExecution.from_dict(tool) for tool in tools]
+                # Both, as AgentOS: agno 3 hears the requirements alone
+                options["updated_tools"] = answers = [ToolExecution.from_dict(tool) for tool in tools]
+                options["requirements"] = [RunRequirement(tool_execution=answer) for answer in answers]
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise HTTPException(422, f"The field 'tools' must be a JSON array of tools: {error}.") from error
         await self._stream.continue_run(run.run_id, **options)

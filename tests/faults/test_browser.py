@@ -17,7 +17,7 @@ from agno_resumable.demo.app import _event_types
 
 from .apps import FAMILIES, Settings, say
 from .proxy import CuttingProxy
-from .support import Reader, Server, long_form, start_run
+from .support import Reader, Server, start_run
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser]
 
@@ -81,7 +81,7 @@ async def _watch(page: Any, proxy: CuttingProxy, url: str) -> Mapping[str, Any]:
     return seen
 
 
-@pytest.mark.parametrize("family", list(FAMILIES) if long_form() else ["team"])
+@pytest.mark.parametrize("family", list(FAMILIES))
 async def test_an_event_source_sees_every_index_once_through_30_cuts(page: Any, tmp_path: Path, family: str) -> None:
     settings = replace(Settings(log=f"sqlite:///{tmp_path / 'runs.db'}"), retry_ms=100)
     async with Server(settings, tmp_path) as server, CuttingProxy(server.port, cuts=CUTS, seed=len(family)) as proxy:

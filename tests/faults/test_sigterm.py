@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from .apps import Settings, say
 from .sigterm import stop
-from .support import GRANIAN, HYPERCORN, long_form
+from .support import GRANIAN, HYPERCORN, Server, long_form, start_run, stored
 
 STREAMS, RUNS = (200, 20) if long_form() else (60, 12)
 
@@ -20,6 +21,17 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+async def test_a_run_that_nobody_reads_gets_its_end_too_and_without_a_lifespan(tmp_path: Path) -> None:
+    settings = Settings(log=f"sqlite:///{tmp_path / 'runs.db'}", drain_grace=0.5, lifespan=False)
+    async with Server(settings, tmp_path) as server:
+        run = await start_run(server.port, "workflow", say(5000, 0.02))
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.exited(5.0) is not None
+    status, history = await stored(tmp_path / "runs.db", run.run_id)
+    assert status == "CANCELLED"
+    assert history.events[-1].type == "WorkflowCancelled"
 
 
 def _need(server: str) -> None:
