@@ -8,6 +8,7 @@ connection is closed (uvicorn by raising the signal once more, behind which no c
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -33,6 +34,9 @@ class Drain:
         self._delays: dict[object, Callable[[bool], bool]] = {}
         self._terminated = False
         self._delayed: list[tuple[bool, Callable[[], object]]] = []
+        self._limits: list[threading.Timer] = []
+        self.longest_delay: float = 10.0
+        """Seconds after which a delayed signal passes whatever is still to be done; raised by who needs longer."""
         self._call = loop_caller()
 
     def begin(self) -> None:
@@ -76,6 +80,8 @@ class Drain:
                 self._delayed.append((fatal, hand_on))
             else:
                 self._call(hand_on)  # outside of any task: it may raise KeyboardInterrupt or SystemExit
+        while self._limits and not self._delayed:
+            self._limits.pop().cancel()
 
     def _is_delayed(self, fatal: bool) -> bool:
         return any(needed(fatal) for needed in list(self._delays.values()))
@@ -102,6 +108,13 @@ class Drain:
                 signal.signal(number, earlier)
         self._chained.clear()
 
+    def _limit_delay(self, number: int) -> None:
+        """Send the signal again when the delay has lasted too long: an event loop that is blocked settles nothing."""
+        timer = threading.Timer(self.longest_delay, lambda: self._delayed and os.kill(os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+        self._limits.append(timer)
+
     def _handler(self, earlier: Handler) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
             self._call(self.begin)
@@ -117,6 +130,7 @@ class Drain:
             fatal = earlier == signal.SIG_DFL
             if number == signal.SIGTERM and not self._terminated and self._is_delayed(fatal):
                 self._delayed.append((fatal, hand_on))
+                self._limit_delay(number)
             else:
                 hand_on()
             self._terminated = self._terminated or number == signal.SIGTERM

@@ -189,6 +189,7 @@ class Supervisor:
         drained = anyio.Event()
         unsubscribe = self.drain.subscribe(drained.set)
         withdraw = self.drain.delay(self._has_to_rest)
+        self.drain.longest_delay = max(self.drain.longest_delay, self.policy.drain_grace + 10.0)
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._tasks.start_soon(self._rest_after, drained)

@@ -14,6 +14,8 @@ import httpx
 import orjson
 import pytest
 from agno.client import AgentOSClient
+from agno.media import Image
+from agno.run.base import RunStatus as AgnoRunStatus
 from agno.utils.http import aclose_default_clients
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -221,6 +223,29 @@ async def test_agnos_own_client_streams_from_these_routes_unchanged(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert 40 <= len(events) <= 60
     assert events[-1].event.endswith("Completed")
+
+
+async def test_agnos_own_client_sends_media_along(agentos: AgentOSClient) -> None:
+    image = Image(content=b"not really a picture", format="png", mime_type="image/png")
+    with anyio.fail_after(PATIENCE):
+        run = await agentos.run_agent("agent", "look", images=[image])
+    assert run.status is AgnoRunStatus.completed
+
+
+@pytest.mark.parametrize("images", ["{}", "[1]", "no json", '[{"nothing": "that makes an image"}]'])
+async def test_media_that_are_none_start_no_run(address: str, images: str) -> None:
+    async with http(address) as client:
+        before = len((await client.get("/agents/agent/runs")).json())
+        answer = await client.post("/agents/agent/runs", data={"message": "look", "images": images})
+        assert answer.status_code == 422
+        assert len((await client.get("/agents/agent/runs")).json()) == before
+
+
+async def test_a_client_cannot_name_a_file_of_the_server_as_its_medium(address: str) -> None:
+    async with http(address) as client:
+        images = '[{"filepath": "/etc/hostname"}]'
+        answer = await client.post("/agents/agent/runs", data={"message": "look", "images": images})
+        assert answer.status_code == 422
 
 
 async def test_agnos_own_client_runs_an_agent_to_its_result_and_cancels(agentos: AgentOSClient) -> None:

@@ -17,6 +17,7 @@ __all__ = ["RunRequest", "read_body", "read_run_request"]
 
 _JSON_FIELDS = ("session_state", "dependencies", "metadata", "knowledge_filters", "output_schema")
 _OBJECTS = ("session_state", "dependencies", "metadata")
+_MEDIA = {"images": "images", "audio": "audio", "videos": "videos", "input_files": "files"}
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
@@ -101,6 +102,9 @@ async def read_run_request(request: Request, max_bytes: int) -> RunRequest:
         if name in _OBJECTS and not isinstance(value, dict):
             raise HTTPException(422, f"The field {name!r} must be a JSON object.")
         options[name] = value
+    for name, argument in _MEDIA.items():
+        if fields.get(name) not in (None, ""):
+            options.setdefault(argument, []).extend(_sent_media(name, fields[name]))
     for upload in fields.get("files") or ():
         if isinstance(upload, Upload):
             name, medium = _medium(upload)
@@ -135,6 +139,30 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     if not isinstance(value, str) or len(value) > 255 or not value.isprintable():
         raise HTTPException(422, f"The field {name!r} must be printable text of at most 255 characters.")
     return value
+
+
+def _sent_media(name: str, value: Any) -> list[Any]:
+    """Media that a client sends as JSON, as agno's own client does: a list of what their ``to_dict`` gave."""
+    from agno.utils import media  # only where somebody sends media
+
+    try:
+        items = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise ValueError("it is no array of objects")
+        # A client may send content, or say where on the web it is; it may not name what lies in the server's own
+        # files or storage.
+        items = [{k: v for k, v in item.items() if k not in ("filepath", "media_reference")} for item in items]
+        made = {
+            "images": media.reconstruct_images,
+            "audio": media.reconstruct_audio_list,
+            "videos": media.reconstruct_videos,
+            "input_files": media.reconstruct_files,
+        }[name](items)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise HTTPException(422, f"The field {name!r} must be a JSON array of media: {error}.") from error
+    if len(made or ()) != len(items):
+        raise HTTPException(422, f"agno does not take all of the media in the field {name!r}.")
+    return list(made or ())
 
 
 def _medium(upload: Upload) -> tuple[str, Any]:

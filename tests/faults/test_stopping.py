@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from agno_resumable import ResumableStream
 from agno_resumable.shutdown import Drain
 
+from ..support import PATIENCE, ROOT
 from .support import stored
 
 
@@ -127,3 +130,38 @@ def test_a_delay_that_is_withdrawn_hands_the_signal_on() -> None:
 
     with _hearing(signal.SIGTERM) as heard:
         asyncio.run(main(heard))
+
+
+BLOCKED = """
+import asyncio, time
+from agno_resumable import ResumableStream
+from agno_resumable.shutdown import current_drain
+
+async def block(input):
+    yield "before"
+    print("blocked", flush=True)
+    while True:  # Python code that never gives the event loop a turn
+        time.monotonic()
+
+async def main():
+    stream = ResumableStream(block, log="memory:")
+    run = await stream.start("x")
+    current_drain().longest_delay = 0.5
+    await stream.wait(run.run_id)
+
+asyncio.run(main())
+"""
+
+
+def test_a_sigterm_gets_through_a_blocked_event_loop() -> None:
+    process = subprocess.Popen([sys.executable, "-c", BLOCKED], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"blocked\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
