@@ -110,7 +110,12 @@ class Drain:
 
     def _limit_delay(self, number: int) -> None:
         """Send the signal again when the delay has lasted too long: an event loop that is blocked settles nothing."""
-        timer = threading.Timer(self.longest_delay, lambda: self._delayed and os.kill(os.getpid(), number))
+
+        def insist() -> None:
+            if self._delayed:
+                os.kill(os.getpid(), number)
+
+        timer = threading.Timer(self.longest_delay, insist)
         timer.daemon = True
         timer.start()
         self._limits.append(timer)

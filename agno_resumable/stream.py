@@ -171,7 +171,7 @@ class ResumableStream:
             options: Handed to ``arun``, or to the callable.
 
         Raises:
-            RunExists: The run id is taken.
+            RunExists: The run id is taken, or the owner has used the key for another component.
             Draining: The process is shutting down.
             LogUnavailable: The log could not be written.
         """
@@ -196,7 +196,10 @@ class ResumableStream:
             except RunExists as taken:
                 if taken.idempotency_key is None or taken.run_id is None:
                     raise
-                return await supervisor.log.get(taken.run_id)
+                run = await supervisor.log.get(taken.run_id)
+                if run.component_id != self.component_id or run.family is not self.family:
+                    raise  # the key was used for another component, whose run is no answer to this request
+                return run
             self._produce(
                 supervisor,
                 run,

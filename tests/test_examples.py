@@ -19,9 +19,11 @@ from .support import PATIENCE, server_thread
 def example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     monkeypatch.setenv("LOG_URL", f"sqlite:///{tmp_path / 'runs.db'}")
     module = importlib.reload(importlib.import_module(f"examples.{name}"))
-    with server_thread(module.app) as address:
-        with httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client:
-            yield client
+    with (
+        server_thread(module.app) as address,
+        httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client,
+    ):
+        yield client
 
 
 def frames(body: bytes) -> list[Frame]:

@@ -222,6 +222,16 @@ async def test_a_start_with_the_same_idempotency_key_starts_nothing_and_returns_
         assert len(await (await stream.log()).list()) == 2
 
 
+async def test_an_idempotency_key_never_answers_with_the_run_of_another_component() -> None:
+    async with MemoryEventLog() as log:
+        one, two = ResumableStream(scripted_agent("a"), log=log), ResumableStream(scripted_team("a"), log=log)
+        async with one, two:
+            first = await one.start("Go.", user_id="alice", idempotency_key="k")
+            with pytest.raises(RunExists) as refused:
+                await two.start("Go.", user_id="alice", idempotency_key="k")
+            assert refused.value.run_id == first.run_id
+
+
 async def test_a_run_id_that_is_taken_is_refused_and_the_run_there_is_untouched() -> None:
     async with ResumableStream(scripted_agent("a"), log="memory:") as stream:
         run = await ended(stream, await stream.start("Go.", run_id="mine"))

@@ -10,7 +10,7 @@ import anyio
 from ..errors import EventTooLarge, RunFinished, StaleGeneration
 from ..log.protocol import EventLog
 from ..model import EncodedEvent, Event, Run, RunStatus
-from .contract import LEASE, Bench, clause, collect, event, expect, read_all, refusal, same, start, turns
+from .contract import LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start, turns
 
 __all__: list[str] = []
 
@@ -95,7 +95,7 @@ async def a_status_and_its_events_are_one_step(bench: Bench) -> None:
     for number in range(30):
         name = f"run-{number}"
         await start(log, name, event(0))
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             collect(group, partial(log.append, name, 1, [event(1)] * 3, status=RunStatus.COMPLETED))
             while True:
                 page = await log.read(name)
@@ -161,7 +161,7 @@ async def a_takeover_cuts_cleanly(bench: Bench) -> None:
     run = await start(log)
     for leg in range(15):
         old = run.generation
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             results = collect(group, *[partial(log.append, "run", old, [event(f"g{old}")])] * 10)
             await turns(bench.random.randrange(4))
             run = await log.claim("run", lease=LEASE)
@@ -187,7 +187,7 @@ async def one_callers_appends_keep_their_order(bench: Bench) -> None:
             called.append(f"{name}-{number}")
             await log.append("run", 1, [event(called[-1])])
 
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         for name in range(12):
             group.start_soon(producer, name)
     _, events = await read_all(log)
@@ -213,7 +213,7 @@ async def events_become_visible_in_order(bench: Bench) -> None:
         return seen
 
     with bench.soon("every reader to see every event"):
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             readers = collect(group, *[reader] * 4)
             for name in range(12):
                 group.start_soon(producer, name)
@@ -234,7 +234,7 @@ async def runs_do_not_mix(bench: Bench) -> None:
             await log.append(name, 1, [event(f"{name}-{number}-{part}") for part in range(number % 3 + 1)])
             await read_all(log, name, bench.random.randrange(-1, 5))
 
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         for name in names:
             group.start_soon(life, name)
     for name in names:
@@ -324,7 +324,7 @@ async def a_refused_append_spares_its_neighbours(bench: Bench) -> None:
             partial(log.append, "done", 1, [event("late")]),
             partial(log.append, "run", 1, [EncodedEvent("", b"")]),
         ]
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         results = collect(group, *calls)
     kinds = {kind: sum(isinstance(result, kind) for result in results) for kind in (int, StaleGeneration, RunFinished)}
     same("the outcomes", kinds, {int: 20, StaleGeneration: 20, RunFinished: 20})

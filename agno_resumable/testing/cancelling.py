@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-import anyio
-
 from ..log.protocol import EventLog
 from ..model import EncodedEvent, RunStatus
-from .contract import LEASE, Bench, clause, event, expect, read_all, same, start, turns
+from .contract import LEASE, Bench, clause, crowd, event, expect, read_all, same, start, turns
 from .runs import calls_on
 
 __all__: list[str] = []
@@ -23,7 +21,7 @@ async def cut_short(ticks: int, call: Callable[[], Awaitable[object]]) -> bool:
         await call()
         ended = True
 
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         group.start_soon(run)
         await turns(ticks)
         group.cancel_scope.cancel()
@@ -76,7 +74,7 @@ async def a_cancelled_append_costs_nobody_else(bench: Bench) -> None:
                     await append()
 
         with bench.soon("the appends beside cancelled ones"):
-            async with anyio.create_task_group() as group:
+            async with crowd() as group:
                 for number in range(12):
                     group.start_soon(producer, number, names, called, acknowledged)
         for name in names:
@@ -98,7 +96,7 @@ async def a_cancelled_crowd_leaves_the_log_working(bench: Bench) -> None:
             await log.append("run", 1, batch_of(f"{round}-{number}"))
 
         with bench.soon("an append after cancelled ones"):
-            async with anyio.create_task_group() as group:
+            async with crowd() as group:
                 for number in range(30):
                     group.start_soon(append, number)
                 await turns(bench.random.randrange(6))

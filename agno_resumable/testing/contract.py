@@ -28,6 +28,7 @@ __all__ = [
     "checks_of",
     "clause",
     "collect",
+    "crowd",
     "event",
     "expect",
     "read_all",
@@ -277,6 +278,13 @@ async def read_all(
             return page.run, found
         found += page.events
         after = page.last
+
+
+@asynccontextmanager
+async def crowd() -> AsyncIterator[TaskGroup]:
+    """A task group. anyio's own may swallow an error as far as pyright knows, and what is bound inside be unbound."""
+    async with anyio.create_task_group() as group:
+        yield group
 
 
 def collect(group: TaskGroup, *calls: Callable[[], Awaitable[_T]]) -> list[_T | Exception]:

@@ -11,7 +11,7 @@ import anyio
 from ..errors import StaleGeneration
 from ..log.protocol import EventLog
 from ..model import NewRun, Run, RunStatus
-from .contract import LEASE, Bench, clause, collect, event, expect, read_all, refusal, same, start
+from .contract import LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start
 
 __all__: list[str] = []
 
@@ -75,12 +75,12 @@ async def of_equal_claims_one_succeeds(bench: Bench) -> None:
     log = bench.log
     await start(log)
     for generation in range(2, 12):
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             results = collect(group, *[partial(log.claim, "run", lease=LEASE, generation=generation)] * 6)
         same("how many claims succeeded", sum(isinstance(result, Run) for result in results), 1)
         for result in results:
             expect(isinstance(result, (Run, StaleGeneration)), f"a claim gave {result!r}")
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         results = collect(group, *[partial(log.claim, "run", lease=LEASE)] * 6)
     generations = sorted(result.generation for result in results if isinstance(result, Run))
     same("the generations of concurrent claims", generations, list(range(12, 18)))
@@ -155,7 +155,7 @@ async def a_lease_that_ran_out_is_claimed_once(bench: Bench) -> None:
             await log.append(name, 1, [event(0)])
     await bench.until("leases to run out", past(log, max([lease_of(await log.get(name)) for name in names])))
     began = await log.now()
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         results = collect(group, *[partial(log.expire, lease=LEASE)] * 6)
     found: list[Run] = []
     for result in results:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from ..model import Event, NewRun, RunStatus
-from .contract import LEASE, Bench, check_page, clause, event, expect, read_all, same, start
+from .contract import LEASE, Bench, check_page, clause, crowd, event, expect, read_all, same, start
 
 __all__: list[str] = []
 
@@ -94,7 +94,7 @@ async def a_page_is_one_consistent_moment(bench: Bench) -> None:
             await anyio.sleep(0.001)  # a loop that never sleeps would starve the store's threads
 
     with bench.soon("writer and reader to end"):
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             group.start_soon(write)
             group.start_soon(watch)
     same("the versions one reader saw", versions, sorted(versions))

@@ -6,12 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import anyio
-
 from ..errors import LogClosed, RunExists, RunFinished, RunIdInvalid, RunNotFound
 from ..log.protocol import EventLog
 from ..model import Family, NewRun, Run, RunStatus
-from .contract import FOREVER, LEASE, Bench, clause, collect, event, expect, read_all, refusal, same, start
+from .contract import FOREVER, LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start
 
 __all__: list[str] = []
 
@@ -113,7 +111,7 @@ async def an_idempotency_key_is_used_once_per_owner(bench: Bench) -> None:
 async def of_concurrent_creates_one_wins(bench: Bench) -> None:
     """create: of concurrent calls with one id, or with one owner's key, one succeeds and all others are told of it."""
     log = bench.log
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         by_id = collect(group, *[lambda: log.create(NewRun("run"), lease=LEASE)] * 8)
         by_key = collect(
             group,
@@ -333,7 +331,7 @@ async def a_closed_log_says_so(bench: Bench) -> None:
 async def closing_ends_every_wait(bench: Bench) -> None:
     """wait, wait_cancel: nobody waits for a log that has been closed."""
     with bench.soon("the end of waits on a log that closes"):
-        async with anyio.create_task_group() as group, bench.fresh() as log:
+        async with crowd() as group, bench.fresh() as log:
             run = await start(log)
             ends: list[Callable[[], Awaitable[object]]] = [
                 partial(log.wait, "run", run.version, timeout=FOREVER),

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-import anyio
-
 from ..errors import LogClosed, RunExists, RunNotFound, StaleGeneration
 from ..log.protocol import EventLog
 from ..model import EncodedEvent, Event, NewRun, Run, RunStatus
-from .contract import FOREVER, LEASE, Bench, clause, collect, event, expect, read_all, refusal, same, start
+from .contract import FOREVER, LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start
 from .waiting import changes_of, check_wakeups
 
 __all__: list[str] = []
@@ -86,7 +84,7 @@ async def a_change_elsewhere_ends_a_wait(bench: Bench) -> None:
             await start(bench.log, "run", event(0))
             run, _ = await read_all(bench.log)
             with bench.soon(f"wait to end by {what} of another process"):
-                async with anyio.create_task_group() as group:
+                async with crowd() as group:
                     collect(group, *[partial(bench.log.wait, "run", run.version, timeout=FOREVER)] * 3)
                     await bench.waiters(3)
                     await change()
@@ -109,7 +107,7 @@ async def a_cancel_request_elsewhere_is_seen(bench: Bench) -> None:
         for name, change in (("asked", other.request_cancel), ("deleted", other.delete)):
             await start(bench.log, name, event(0))
             with bench.soon(f"wait_cancel of a run that another process has {name}"):
-                async with anyio.create_task_group() as group:
+                async with crowd() as group:
                     results = collect(group, partial(bench.log.wait_cancel, name, timeout=FOREVER))
                     await bench.waiters(1)
                     await change(name)
@@ -134,7 +132,7 @@ async def appends_from_two_openings_are_dense(bench: Bench) -> None:
                 await log.append("run", 1, [event(f"{name}-{number}")])
                 await log.read("run", limit=10)
 
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             for name in range(6):
                 group.start_soon(producer, (bench.log, other)[name % 2], name)
         for log in (bench.log, other):
@@ -177,7 +175,7 @@ async def of_two_openings_one_wins(bench: Bench) -> None:
         logs = (bench.log, other) * 3
         for number in range(8):
             name = f"run-{number}"
-            async with anyio.create_task_group() as group:
+            async with crowd() as group:
                 made = collect(group, *[partial(log.create, NewRun(name), lease=0.02) for log in logs])
                 keyed = collect(
                     group,
@@ -191,13 +189,13 @@ async def of_two_openings_one_wins(bench: Bench) -> None:
                 same("how many creates succeeded", len(winners), 1)
                 told = {getattr(result, "run_id", None) for result in results}
                 same("the run that all are told of", told, {winners[0].run_id})
-            async with anyio.create_task_group() as group:
+            async with crowd() as group:
                 claims = collect(group, *[partial(log.claim, name, lease=0.02, generation=2) for log in logs])
             same("how many claims succeeded", sum(isinstance(result, Run) for result in claims), 1)
             found: list[str] = []
             with bench.soon("the run to expire"):
                 while not found:
-                    async with anyio.create_task_group() as group:
+                    async with crowd() as group:
                         expired = collect(group, *[partial(log.expire, lease=LEASE) for log in logs])
                     for result in expired:
                         if isinstance(result, Exception):
@@ -228,7 +226,7 @@ async def a_run_made_anew_elsewhere_shows_nothing_old(bench: Bench) -> None:
         for leg in range(5):
             seen, _ = await read_all(log)
             with bench.soon("wait to end when another process makes the run anew"):
-                async with anyio.create_task_group() as group:
+                async with crowd() as group:
                     collect(group, partial(log.wait, "run", seen.version, timeout=FOREVER))
                     await bench.waiters(1)
                     await other.delete("run")

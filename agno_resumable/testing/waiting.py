@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-import anyio
-
 from ..log.protocol import EventLog
 from ..model import Event, RunStatus
-from .contract import FOREVER, LEASE, Bench, clause, collect, event, expect, same, start, turns
+from .contract import FOREVER, LEASE, Bench, clause, collect, crowd, event, expect, same, start, turns
 
 __all__: list[str] = []
 
@@ -34,7 +32,7 @@ async def every_change_ends_a_wait(bench: Bench) -> None:
     for what, change in changes_of(log).items():
         run = await start(log, "run", event(0))
         with bench.soon(f"wait to end by {what}"):
-            async with anyio.create_task_group() as group:
+            async with crowd() as group:
                 results = collect(group, *[partial(log.wait, "run", run.version, timeout=FOREVER)] * 5)
                 await bench.waiters(5)
                 await change()
@@ -69,7 +67,7 @@ async def a_prune_ends_a_wait(bench: Bench) -> None:
     await log.append("run", 1, [], status=RunStatus.COMPLETED)
     run = await log.get("run")
     with bench.soon("wait to end by prune"):
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             collect(group, lambda: log.wait("run", run.version, timeout=FOREVER))
             await bench.waiters(1)
             same("prune", await log.prune(finished_before=await log.now() + 1.0), 1)
@@ -81,7 +79,7 @@ async def an_expiry_ends_a_wait(bench: Bench) -> None:
     log = bench.log
     run = await start(log, "run", event(0), lease=0.05)
     with bench.soon("wait to end by expire"):
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             collect(group, lambda: log.wait("run", run.version, timeout=FOREVER))
             await bench.waiters(1)
             await bench.until("the lease to run out", _expires(log))
@@ -128,7 +126,7 @@ async def check_wakeups(bench: Bench, writers: Sequence[EventLog], readers: Sequ
 
         return saw
 
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         for log, mine in zip(readers, seen, strict=True):
             group.start_soon(reader, log, mine)
         for number in range(0, rounds * 2, 2):
@@ -158,7 +156,7 @@ async def no_cancel_request_is_lost(bench: Bench) -> None:
         name = f"run-{number}"
         await start(log, name)
         with bench.soon("wait_cancel to see the request"):
-            async with anyio.create_task_group() as group:
+            async with crowd() as group:
                 results = collect(group, *[partial(log.wait_cancel, name, timeout=FOREVER)] * 2)
                 await turns(number % 7)
                 await log.request_cancel(name)
@@ -175,7 +173,7 @@ async def a_cancel_request_ends_the_wait_for_it(bench: Bench) -> None:
     await log.append("run", 1, [event(1)])
     same("wait_cancel after an append", await log.wait_cancel("run", timeout=0.02), False)
     with bench.soon("wait_cancel to end by request, then at once, and for runs that are gone"):
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             results = collect(group, lambda: log.wait_cancel("run", timeout=FOREVER))
             await bench.waiters(1)
             await log.append("run", 1, [event(2)])
@@ -184,7 +182,7 @@ async def a_cancel_request_ends_the_wait_for_it(bench: Bench) -> None:
         same("wait_cancel after a request", await log.wait_cancel("run", timeout=FOREVER), True)
         same("wait_cancel of a missing run", await log.wait_cancel("missing", timeout=FOREVER), True)
         await start(log, "other")
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             results = collect(group, lambda: log.wait_cancel("other", timeout=FOREVER))
             await bench.waiters(1)
             await log.delete("other")
@@ -223,7 +221,7 @@ async def an_abandoned_waiter_leaves_nothing(bench: Bench) -> None:
     await start(log, "run", event(0))
     version = (await log.get("run")).version
     for _ in range(5):
-        async with anyio.create_task_group() as group:
+        async with crowd() as group:
             collect(group, *[lambda: log.wait("run", version, timeout=FOREVER)] * 20)
             collect(group, *[lambda: log.wait_cancel("run", timeout=FOREVER)] * 20)
             collect(group, lambda: log.wait("run", version, timeout=0.01))
@@ -241,7 +239,7 @@ async def a_slow_waiter_holds_nobody_up(bench: Bench) -> None:
     log = bench.log
     await start(log)
     version = (await log.get("run")).version
-    async with anyio.create_task_group() as group:
+    async with crowd() as group:
         collect(group, *[lambda: log.wait("run", version + 1_000_000, timeout=FOREVER)] * 20)
         with bench.soon("a hundred appends and reads beside waiters that want nothing"):
             for number in range(100):
