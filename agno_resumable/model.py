@@ -135,8 +135,8 @@ class NewRun:
     session_id: str | None = None
     user_id: str | None = None
     idempotency_key: str | None = None
-    input: bytes | None = None
-    metadata: bytes | None = None
+    input: bytes | None = field(default=None, repr=False)
+    metadata: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def parse_cursor(cursor: str, run_id: str) -> int:
     """
     if len(cursor) > 4096:  # two servers pass on a header of 300 kB
         raise CursorInvalid("The cursor is longer than 4096 characters.", run_id=run_id)
-    last = cursor.rpartition(",")[2].strip()
+    last = next((part.strip() for part in reversed(cursor.split(",")) if part.strip()), "")
     if not last:
         return -1
     owner, colon, index = last.rpartition(":")

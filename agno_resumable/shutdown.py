@@ -107,12 +107,15 @@ class Drain:
             if signal.getsignal(number) is handler:
                 signal.signal(number, earlier)
         self._chained.clear()
+        while self._limits:
+            self._limits.pop().cancel()
 
     def _limit_delay(self, number: int) -> None:
         """Send the signal again when the delay has lasted too long: an event loop that is blocked settles nothing."""
 
         def insist() -> None:
-            if self._delayed:
+            chained = self._chained.get(number)
+            if self._delayed and chained is not None and signal.getsignal(number) is chained[0]:
                 os.kill(os.getpid(), number)
 
         timer = threading.Timer(self.longest_delay, insist)

@@ -368,7 +368,7 @@ async def test_a_log_without_a_file_is_refused() -> None:
 async def test_durability_is_what_the_setting_gives(path: str, synchronous: str, durability: Durability) -> None:
     async with SQLiteEventLog(path, synchronous=synchronous) as log:
         assert log.durability is durability
-        mode = await log._writer.run(lambda db: db.execute("PRAGMA journal_mode").fetchone())
+        mode = await log._file._writer.run(lambda db: db.execute("PRAGMA journal_mode").fetchone())
         assert mode == ("wal",)
 
 
@@ -472,8 +472,8 @@ async def test_a_full_database_is_told_and_appends_go_on_when_there_is_space(pat
     async with SQLiteEventLog(path) as log:
         for run_id in ("run", "other"):
             await log.create(NewRun(run_id), lease=LEASE)
-        pages = await log._writer.run(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
-        await log._writer.run(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 30}").fetchone())
+        pages = await log._file._writer.run(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+        await log._file._writer.run(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 30}").fetchone())
         stored = 0
 
         async def fill() -> None:
@@ -488,7 +488,7 @@ async def test_a_full_database_is_told_and_appends_go_on_when_there_is_space(pat
         assert not caught.value.outcome_unknown
         assert await labels(log, "run") == [str(number) for number in range(stored)]
         await log.append("other", 1, [event("small")])  # what needs no new page goes on
-        await log._writer.run(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+        await log._file._writer.run(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
         for number in range(stored, stored + 5):
             assert await log.append("run", 1, [event(str(number), pad=10_000)]) == number + 1
         assert await labels(log, "run") == [str(number) for number in range(stored + 5)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import EventTooLarge
-from ..model import EncodedEvent
+from ..model import EncodedEvent, NewRun, check_run_id
 
-__all__ = ["MAX_EVENT_BYTES", "MAX_RUN_BYTES", "check_events"]
+__all__ = ["MAX_EVENT_BYTES", "MAX_RUN_BYTES", "check_events", "check_new_run"]
 
 MAX_EVENT_BYTES = 8_388_608
 """The default for one event's JSON: generous for text, small enough that a reader's page stays in memory."""
@@ -16,6 +16,28 @@ MAX_RUN_BYTES = 67_108_864
 """The default for one run's events together; the oldest are trimmed beyond it, and readers behind get a gap."""
 
 _known_types: set[str] = set()
+
+
+def check_new_run(run: NewRun) -> None:
+    """Refuse a run whose names no store could keep.
+
+    Raises:
+        RunIdInvalid: The run id could not stand in a URL or an SSE field.
+        ValueError: Another name is no valid Unicode.
+    """
+    check_run_id(run.run_id)
+    for name in ("component_id", "session_id", "user_id", "idempotency_key"):
+        value = getattr(run, name)
+        if value is not None and not _is_unicode(value):
+            raise ValueError(f"The {name} of run {run.run_id!r} holds a lone surrogate, which no store can keep.")
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_events(run_id: str, events: Iterable[EncodedEvent], max_event_bytes: int) -> int:

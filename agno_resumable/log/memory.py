@@ -15,8 +15,8 @@ from types import TracebackType
 from typing_extensions import Self
 
 from ..errors import LogClosed, RunExists, RunFinished, RunNotFound, StaleGeneration
-from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus, check_run_id
-from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events
+from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus
+from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run
 from .hot import take
 from .protocol import Claim
 from .signals import Signals
@@ -94,7 +94,7 @@ class MemoryEventLog:
 
     async def create(self, run: NewRun, *, lease: float) -> Run:
         self._check_open()
-        check_run_id(run.run_id)
+        check_new_run(run)
         if run.run_id in self._runs:
             raise RunExists(run.run_id)
         if run.idempotency_key is not None:

@@ -52,6 +52,7 @@ class EventLog(Protocol):
             RunExists: The run id is taken, or the owner has used the idempotency key; ``RunExists.run_id`` is the
                 run that exists.
             RunIdInvalid: The run id could not stand in a URL or an SSE field.
+            ValueError: A name is no valid Unicode.
         """
         ...
 
@@ -90,7 +91,8 @@ class EventLog(Protocol):
 
         The fence, the events, the status and the transcript are one atomic step. Events get the next dense indices
         in the order given; of two appends by one caller the first to be called is stored first. A finished status
-        sets ``finished_at``; it and PAUSED end the lease. An append without events or status is allowed and only
+        sets ``finished_at``; it and PAUSED end the lease. What is PAUSED becomes active again by ``claim``, which
+        gives it a lease, and not by a status. An append without events or status is allowed and only
         checks the fence. A PENDING run that gets events becomes RUNNING.
 
         When the call returns, the events are as durable as ``durability`` says, and every reader can see them.

@@ -1,46 +1,29 @@
 """The log in one SQLite file, shared by every process on the machine: the embedded default.
 
 One writer thread a process commits for everybody (group commit); readers have threads and connections of their own.
-What other processes commit is noticed by ``PRAGMA data_version`` on the writer's connection, which changes with every
-commit but its own.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import TypeVar
 
-import anyio
 from typing_extensions import Self
 
-from ..errors import LogClosed, LogUnavailable, ResumableError, RunNotFound
-from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus, check_run_id
+from ..errors import LogClosed, RunNotFound
+from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus
 from . import sqlite_ops as ops
-from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events
-from .group_commit import GroupCommit, Operation
-from .hot import HotTail, take
+from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run
+from .hot import take
 from .protocol import Claim
-from .signals import loop_caller
-from .sqlite_commit import transact
-from .sqlite_schema import connect, set_up
-from .watch import Watch
-from .worker import Worker
+from .sqlite_file import SQLiteFile
 
 __all__ = ["SQLiteEventLog"]
 
-T = TypeVar("T")
-Group = Sequence[Operation[sqlite3.Connection, object]]
-
-_DURABILITY = {0: Durability.PROCESS_CRASH, 1: Durability.PROCESS_CRASH, 2: Durability.POWER_LOSS}
 _PRUNE_STEP = 32
-
-logger: logging.Logger = logging.getLogger("agno_resumable.log")
 
 
 class SQLiteEventLog:
@@ -73,20 +56,17 @@ class SQLiteEventLog:
         self.path: str = os.fspath(path)
         if self.path in ("", ":memory:"):
             raise ValueError("SQLiteEventLog needs a file; use MemoryEventLog for a log in memory.")
-        self._synchronous = synchronous.lower()
-        self._poll_interval = poll_interval
-        self._busy_timeout = busy_timeout
         self._max_run_bytes = max_run_bytes
         self._max_event_bytes = max_event_bytes
-        self._hot_bytes = hot_bytes
-        self._watch = Watch(HotTail(max_bytes=hot_bytes))
-        self._open = False
-        self._durability = Durability.POWER_LOSS
-        self._writer: Worker[sqlite3.Connection]
-        self._reader: Worker[sqlite3.Connection]
-        self._commit: GroupCommit[sqlite3.Connection]
-        self._data_version = 0
-        self._polled_at = 0.0
+        self._make_file: Callable[[], SQLiteFile] = partial(
+            SQLiteFile,
+            self.path,
+            synchronous=synchronous.lower(),
+            poll_interval=poll_interval,
+            busy_timeout=busy_timeout,
+            hot_bytes=hot_bytes,
+        )
+        self._opened: SQLiteFile | None = None
         self._appends = self._events = 0
 
     def __repr__(self) -> str:
@@ -94,133 +74,53 @@ class SQLiteEventLog:
 
     @property
     def durability(self) -> Durability:
-        return self._durability
+        """What an acknowledged append survives; known once the log is open."""
+        return self._file.durability
 
     @property
     def is_open(self) -> bool:
-        return self._open
+        return self._opened is not None
 
-    # ---------------------------------------------------------------- opening and closing
+    @property
+    def _file(self) -> SQLiteFile:
+        if self._opened is None:
+            raise LogClosed
+        return self._opened
 
     async def __aenter__(self) -> Self:
-        if self._open:
+        if self._opened is not None:
             raise LogClosed("This log is open already: enter it once and share it.")
-        self._call = loop_caller()
-        writer = Worker(
-            "agno-resumable-writer",
-            self._open_writer,
-            sqlite3.Connection.close,
-            idle=self._poll,
-            idle_while=lambda: self._watch.busy,
-            idle_interval=self._poll_interval,
-        )
-        await writer.start()
-        reader = Worker("agno-resumable-reader", self._open_reader, sqlite3.Connection.close, threads=2)
-        try:
-            await reader.start()
-        except BaseException:
-            await writer.stop()
-            raise
-        self._writer, self._reader = writer, reader
-        self._commit = GroupCommit(self._start_commit)
-        self._open = True
+        file = self._make_file()
+        await file.open()
+        self._opened = file
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if not self._open:
-            return
-        self._open = False  # from here on every call raises LogClosed
-        self._watch.close()
-        with anyio.CancelScope(shield=True):  # what was accepted is written, whatever closes the log
-            await self._commit.drained()
-            await self._reader.stop()
-            await self._writer.stop()  # last: the last connection to close folds the write-ahead log into the file
-        self._watch = Watch(HotTail(max_bytes=self._hot_bytes))
+        file, self._opened = self._opened, None  # from here on every call raises LogClosed
+        if file is not None:
+            await file.close()
 
     def stats(self) -> Mapping[str, int]:
         """See ``EventLog.stats``; also ``hot_bytes``, the JSON held in memory."""
+        file = self._opened
         return {
-            "commits": self._commit.commits if self._open else 0,
+            "commits": file.commits.commits if file else 0,
             "appends": self._appends,
             "events": self._events,
-            "waiters": self._watch.waiters,
-            "hot_bytes": self._watch.hot.size,
+            "waiters": file.watch.waiters if file else 0,
+            "hot_bytes": file.watch.hot.size if file else 0,
         }
-
-    def _open_writer(self) -> sqlite3.Connection:
-        db = connect(self.path, synchronous=self._synchronous, timeout=self._busy_timeout)
-        try:
-            set_up(db, self.path)
-            level = db.execute("PRAGMA synchronous").fetchone()[0]
-            self._durability = _DURABILITY.get(level, Durability.POWER_LOSS)
-            self._data_version = db.execute("PRAGMA data_version").fetchone()[0]
-        except sqlite3.Error as error:
-            db.close()
-            raise LogUnavailable(f"SQLite cannot use {self.path!r}: {error}.") from error
-        except ResumableError:
-            db.close()
-            raise
-        return db
-
-    def _open_reader(self) -> sqlite3.Connection:
-        return connect(self.path, synchronous=self._synchronous, timeout=self._busy_timeout, read_only=True)
-
-    # ---------------------------------------------------------------- committing
-
-    async def _write(self, apply: Callable[[sqlite3.Connection], T], committed: Callable[[T], None]) -> T:
-        if not self._open:
-            raise LogClosed
-        operation = Operation(apply, committed)
-        self._commit.submit(operation)
-        return await operation.outcome()
-
-    def _start_commit(self, group: Group) -> None:
-        def commit(db: sqlite3.Connection) -> None:
-            try:
-                transact(db, group)
-            finally:
-                self._call(lambda: self._finished(group))
-
-        self._writer.put(commit)
-
-    async def _look(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a read in a reader thread."""
-        if not self._open:
-            raise LogClosed
-        try:
-            return await self._reader.run(job)
-        except sqlite3.Error as error:
-            raise LogUnavailable(f"SQLite could not read {self.path!r}: {error}.") from error
-
-    def _poll(self, db: sqlite3.Connection) -> None:
-        """In the writer thread, between jobs: have other processes committed, and what of it concerns us?"""
-        now = time.monotonic()
-        unsure = self._watch.unsure
-        if not unsure and (now - self._polled_at < self._poll_interval or not self._watch.busy):
-            return
-        self._polled_at = now
-        try:
-            version = db.execute("PRAGMA data_version").fetchone()[0]
-            foreign = version != self._data_version
-            if foreign or unsure:
-                asked = self._watch.due()
-                found = ops.states(db, asked)
-                self._call(lambda: self._refresh(asked, found, foreign))
-            self._data_version = version
-        except sqlite3.Error:
-            # A store that is away for a moment is asked again at the next turn; those who read or write are told.
-            logger.warning("could not look for the commits of other processes", exc_info=True)
 
     # ---------------------------------------------------------------- writes
 
     async def create(self, run: NewRun, *, lease: float) -> Run:
-        check_run_id(run.run_id)
-        return await self._write(lambda db: ops.create(db, run, lease), self._saw)
+        check_new_run(run)
+        return await self._file.write(lambda db: ops.create(db, run, lease), self._file.watch.committed)
 
     async def claim(self, run_id: str, *, lease: float, generation: int | None = None) -> Run:
-        return await self._write(lambda db: ops.claim(db, run_id, lease, generation), self._saw)
+        return await self._file.write(lambda db: ops.claim(db, run_id, lease, generation), self._file.watch.committed)
 
     async def append(
         self,
@@ -231,6 +131,7 @@ class SQLiteEventLog:
         status: RunStatus | None = None,
         transcript: bytes | None = None,
     ) -> int:
+        file = self._file
         size = check_events(run_id, events, self._max_event_bytes)
         parts = ops.chunks(events)
 
@@ -242,37 +143,38 @@ class SQLiteEventLog:
                 first += len(part)
             self._appends += 1
             self._events += len(events)
-            self._watch.hot.publish(appended.run, batches)
-            self._watch.saw(appended.run)
+            file.watch.committed(appended.run, batches)
 
-        appended = await self._write(
+        appended = await file.write(
             lambda db: ops.append(db, run_id, generation, parts, size, status, transcript, self._max_run_bytes),
             committed,
         )
         return appended.run.next_index
 
     async def renew(self, claims: Sequence[Claim], *, lease: float) -> Sequence[str]:
-        return await self._write(lambda db: ops.renew(db, claims, lease), _nothing)
+        return await self._file.write(lambda db: ops.renew(db, claims, lease), _nothing)
 
     async def request_cancel(self, run_id: str) -> Run:
-        return await self._write(lambda db: ops.request_cancel(db, run_id), self._saw)
+        return await self._file.write(lambda db: ops.request_cancel(db, run_id), self._file.watch.committed)
 
     async def trim(self, run_id: str, *, before: int) -> None:
-        await self._write(lambda db: ops.trim(db, run_id, before), self._saw)
+        await self._file.write(lambda db: ops.trim(db, run_id, before), self._file.watch.committed)
 
     async def delete(self, run_id: str) -> None:
-        await self._write(lambda db: ops.delete(db, run_id), self._gone)
+        await self._file.write(lambda db: ops.delete(db, run_id), self._file.watch.all_gone)
 
     async def prune(self, *, finished_before: float) -> int:
         pruned = 0
         while True:
-            removed = await self._write(lambda db: ops.prune(db, finished_before, _PRUNE_STEP), self._gone)
+            removed = await self._file.write(
+                lambda db: ops.prune(db, finished_before, _PRUNE_STEP), self._file.watch.all_gone
+            )
             pruned += len(removed)
             if len(removed) < _PRUNE_STEP:
                 return pruned
 
     async def expire(self, *, lease: float) -> Sequence[Run]:
-        return await self._write(lambda db: ops.expire(db, lease), self._saw_all)
+        return await self._file.write(lambda db: ops.expire(db, lease), self._file.watch.all_committed)
 
     # ---------------------------------------------------------------- reads
 
@@ -280,25 +182,23 @@ class SQLiteEventLog:
         return time.time()  # every process of a SQLite file is on one machine
 
     async def get(self, run_id: str) -> Run:
-        return await self._look(lambda db: ops.get(db, run_id))
+        return await self._file.look(lambda db: ops.get(db, run_id))
 
     async def read(self, run_id: str, after: int = -1, *, limit: int = 1024, max_bytes: int = 262_144) -> Page:
-        if not self._open:
-            raise LogClosed
-        hot = self._watch.hot
+        file = self._file
+        hot = file.watch.hot
         page = hot.read(run_id, after, limit, max_bytes)
         if page is not None:
             return page
         epoch = hot.epoch
-        run, batches = await self._look(lambda db: ops.read(db, run_id, after, limit, max_bytes))
+        run, batches = await file.look(lambda db: ops.read(db, run_id, after, limit, max_bytes))
         hot.confirm(run, epoch)
-        self._watch.saw(run)
+        file.watch.saw(run)
         return Page(run, take(batches, max(after, run.first_index - 1), limit, max_bytes))
 
     async def wait(self, run_id: str, version: int, *, timeout: float) -> None:
-        if not self._open:
-            raise LogClosed
-        await self._watch.wait(run_id, version, timeout, self._nudge)
+        file = self._file
+        await file.watch.wait(run_id, version, timeout, file.nudge)
 
     async def wait_cancel(self, run_id: str, *, timeout: float) -> bool:
         for look_again in (True, False):
@@ -309,7 +209,8 @@ class SQLiteEventLog:
             if run.cancel_requested_at is not None:
                 return True
             if look_again:
-                await self._watch.wait_cancel(run_id, run.version, timeout, self._nudge)
+                file = self._file
+                await file.watch.wait_cancel(run_id, run.version, timeout, file.nudge)
         return False
 
     async def list(
@@ -329,39 +230,8 @@ class SQLiteEventLog:
             "status": status.value if status is not None else None,
         }
         filters = [(column, value) for column, value in given.items() if value is not None]
-        return await self._look(lambda db: ops.list_runs(db, filters, limit, before))
-
-    # ---------------------------------------------------------------- after a commit, in the event loop
-
-    def _nudge(self) -> None:
-        """Have the writer thread look now, or know that it has to look from now on, even if it waits for a job."""
-        self._writer.put(_nothing)
-
-    def _finished(self, group: Group) -> None:
-        was_busy = self._watch.busy
-        self._commit.finished(group)
-        if self._watch.busy and not was_busy:  # the thread waits for a job, and looks at nothing until there is one
-            self._nudge()
-
-    def _refresh(self, asked: Sequence[str], found: Sequence[Run], foreign: bool) -> None:
-        self._watch.refresh(asked, found, foreign=foreign)
-        if self._watch.unsure:
-            self._nudge()
-
-    def _saw(self, run: Run) -> None:
-        if run.input is not None or run.metadata is not None or run.transcript is not None:
-            run = replace(run, input=None, metadata=None, transcript=None)  # a page comes without them
-        self._watch.hot.publish(run, ())
-        self._watch.saw(run)
-
-    def _saw_all(self, runs: Sequence[Run]) -> None:
-        for run in runs:
-            self._saw(run)
-
-    def _gone(self, run_ids: Sequence[str]) -> None:
-        for run_id in run_ids:
-            self._watch.gone(run_id)
+        return await self._file.look(lambda db: ops.list_runs(db, filters, limit, before))
 
 
 def _nothing(_: object) -> None:
-    """After a commit that concerns no reader; and a job that only wakes the thread."""
+    """After a commit that concerns no reader."""

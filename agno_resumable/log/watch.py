@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from ..model import Run
+from ..model import Batch, Run
 from .hot import HotTail
 from .signals import Signals
 
@@ -44,11 +45,16 @@ class Watch:
         return bool(self._unsure)
 
     def due(self) -> list[str]:
-        """The runs that somebody waits for; what was unsure counts as looked at from here on."""
-        names = {*self._seen, *self._cancelled.keys}
-        while self._unsure:
-            names.add(self._unsure.popleft())
-        return list(names)
+        """The runs that somebody waits for. ``looked_at`` says that the look has succeeded."""
+        return list({*self._seen, *self._cancelled.keys, *self._unsure})
+
+    def looked_at(self, names: Sequence[str]) -> None:
+        """These runs were looked at, so that they are unsure no more; in the thread that looks."""
+        found = set(names)
+        for _ in range(len(self._unsure)):
+            name = self._unsure.popleft()
+            if name not in found:
+                self._unsure.append(name)
 
     def saw(self, run: Run) -> None:
         """This state of the run is committed."""
@@ -57,6 +63,23 @@ class Watch:
             self._wake(run.run_id)
         if run.cancel_requested_at is not None:
             self._cancelled.set(run.run_id)
+
+    def committed(self, run: Run, batches: Sequence[Batch] = ()) -> None:
+        """This process has committed this state of the run, and with it these events; in the order of commits."""
+        if run.input is not None or run.metadata is not None or run.transcript is not None:
+            run = replace(run, input=None, metadata=None, transcript=None)  # a page comes without them
+        self.hot.publish(run, batches)
+        self.saw(run)
+
+    def all_committed(self, runs: Sequence[Run]) -> None:
+        """``committed`` for each of ``runs``."""
+        for run in runs:
+            self.committed(run)
+
+    def all_gone(self, run_ids: Sequence[str]) -> None:
+        """``gone`` for each of ``run_ids``."""
+        for run_id in run_ids:
+            self.gone(run_id)
 
     def gone(self, run_id: str) -> None:
         """The run is deleted."""

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,12 @@ def test_a_second_sigterm_gets_through_at_once() -> None:
         assert heard == []
         signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGTERM]
+        limits = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        assert limits
         drain.unlisten()
+        for limit in limits:  # who listens no more must not signal the process later on
+            limit.join(PATIENCE)
+        assert heard == [signal.SIGTERM]
 
     with _hearing(signal.SIGTERM) as heard:
         asyncio.run(main(heard))
