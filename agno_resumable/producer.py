@@ -11,10 +11,11 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from .ending import Ending
 from .errors import EventTooLarge, LogClosed, LogUnavailable, RunFinished, RunNotFound, StaleGeneration
 from .log.protocol import Claim, EventLog
 from .model import EncodedEvent, Run, RunStatus
-from .source import Ending, Source
+from .source import Source
 from .sse import Identity, cancelled_event, completed_event, encode_event, error_event
 from .transcript import Transcript
 

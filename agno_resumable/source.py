@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import contextvars
 import inspect
-import queue
-import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
-import anyio
-import anyio.lowlevel
-
 from .errors import ResumableError
-from .log.signals import loop_caller
-from .model import Family, RunStatus
+from .iterators import events_of
+from .kinds import Family
 
-__all__ = ["AgnoSource", "CallableSource", "Ending", "Source", "make_source"]
-
-_ENDINGS: Mapping[Family, Mapping[str, RunStatus]] = {
-    family: {
-        prefix + "Completed": RunStatus.COMPLETED,
-        prefix + "Error": RunStatus.ERROR,
-        prefix + "Cancelled": RunStatus.CANCELLED,
-        prefix + "Paused": RunStatus.PAUSED,
-    }
-    for family, prefix in ((Family.AGENT, "Run"), (Family.TEAM, "TeamRun"), (Family.WORKFLOW, "Workflow"))
-}
+__all__ = ["AgnoSource", "CallableSource", "Source", "make_source"]
 
 
 class Source(Protocol):
@@ -107,7 +91,7 @@ class AgnoSource:
         self, input: Any, *, run_id: str, session_id: str | None, user_id: str | None, options: Mapping[str, Any]
     ) -> AsyncIterator[Any]:
         arguments = {"stream": True, "stream_events": True, **options}
-        return _events(
+        return events_of(
             self.component.arun(input=input, run_id=run_id, session_id=session_id, user_id=user_id, **arguments)
         )
 
@@ -117,7 +101,7 @@ class AgnoSource:
         arguments = {"stream": True, "stream_events": True, **options}
         if self.family is not Family.WORKFLOW:  # a workflow finds the user in its session
             arguments["user_id"] = user_id
-        return _events(self.component.acontinue_run(run_id=run_id, session_id=session_id, **arguments))
+        return events_of(self.component.acontinue_run(run_id=run_id, session_id=session_id, **arguments))
 
     async def cancel(self, run_id: str) -> bool:
         cancel = getattr(self.component, "acancel_run", None)
@@ -151,7 +135,7 @@ class CallableSource:
     ) -> AsyncIterator[Any]:
         known = {"run_id": run_id, "session_id": session_id, "user_id": user_id}
         given = {name: value for name, value in known.items() if self._takes_all or name in self._takes}
-        return _events(self.function(input, **given, **options))
+        return events_of(self.function(input, **given, **options))
 
     def resume(
         self, *, run_id: str, session_id: str | None, user_id: str | None, options: Mapping[str, Any]
@@ -164,153 +148,3 @@ class CallableSource:
 
 def _id_from_name(name: str | None) -> str | None:
     return name.lower().replace(" ", "-").replace("_", "-") if name else None  # as agno makes ids from names
-
-
-async def _events(source: Any) -> AsyncIterator[Any]:
-    """Whatever a component or callable returned, as an async iterator; closed when this one is."""
-    if inspect.isawaitable(source):
-        source = await source
-    if hasattr(source, "__aiter__"):
-        iterator = source.__aiter__()
-        try:
-            async for event in iterator:
-                yield event
-        finally:
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
-                await close()
-    elif isinstance(source, Iterable) and not isinstance(source, (str, bytes, Mapping)):
-        async for event in _from_thread(iter(source)):
-            yield event
-    else:
-        raise TypeError(
-            f"The source returned {type(source).__name__}, which is no iterator of events: stream it (stream=True)."
-        )
-
-
-_EXHAUSTED = Exception("the iterator has ended")
-
-
-class _Thread:
-    """A sync iterator in a thread of its own, with a bounded queue of what it gave."""
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self._iterator = iterator
-        self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=256)
-        self._call = loop_caller()
-        self._stop = threading.Event()
-        self._context = contextvars.copy_context()
-        self.ready = anyio.Event()
-        self.thread = threading.Thread(
-            target=self._context.run, args=(self._main,), name="agno-resumable-source", daemon=True
-        )
-
-    def take(self) -> list[tuple[Any, BaseException | None]]:
-        """All that is there, without waiting."""
-        taken = []
-        try:
-            while True:
-                taken.append(self._queue.get_nowait())
-        except queue.Empty:
-            return taken
-
-    def stop(self) -> None:
-        """Have the thread end at its next event; Python cannot end it inside one."""
-        self._stop.set()
-        self.take()
-
-    def _main(self) -> None:
-        error: BaseException | None = None
-        try:
-            for event in self._iterator:
-                if not self._give((event, None)):
-                    break
-            else:
-                error = _EXHAUSTED
-        except Exception as raised:  # raised again in the event loop, where the run is
-            error = raised
-        except BaseException as raised:  # SystemExit and its like would end the event loop, and every run with it
-            error = RuntimeError(f"The source raised {type(raised).__name__}: {raised}")
-            error.__cause__ = raised
-        finally:
-            close = getattr(self._iterator, "close", None)
-            if close is not None and self._stop.is_set():
-                close()
-        if error is not None:
-            self._give((None, error))
-
-    def _give(self, item: tuple[Any, BaseException | None]) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.5)  # back-pressure; now and then a look whether anybody still reads
-            except queue.Full:
-                continue
-            self._call(lambda: self.ready.set())
-            return True
-        return False
-
-
-async def _from_thread(iterator: Iterator[Any]) -> AsyncIterator[Any]:
-    source = _Thread(iterator)
-    source.thread.start()
-    try:
-        while True:
-            source.ready = anyio.Event()
-            items = source.take()
-            for event, error in items:
-                if error is _EXHAUSTED:
-                    return
-                if error is not None:
-                    raise error
-                yield event
-            if not items:
-                await source.ready.wait()
-    finally:
-        source.stop()
-
-
-class Ending:
-    """Tells which event ends a run, and how, from the events of its stream.
-
-    Only the run's own top-level event ends it: members complete inside a team's stream, agents and nested workflows
-    inside a workflow's. Of agno's Cancelled and then Completed the first counts. A callable may run components under
-    run ids of their own; what the last of them said is then how the run ended, once the iterator ends.
-    """
-
-    def __init__(self, run_id: str, family: Family) -> None:
-        self._run_id = run_id
-        self._names = _ENDINGS[family]
-        self._others: dict[str, RunStatus] = {}
-        self._last = RunStatus.COMPLETED
-
-    @property
-    def at_exhaustion(self) -> RunStatus:
-        """How the run ended, if its iterator ended without an event that says so."""
-        return self._last
-
-    def of(self, type_: str, event: Any) -> RunStatus | None:
-        """The status that this event gives the run, or ``None``."""
-        status = self._names.get(type_)
-        if status is None:
-            return None
-        if _name(event) not in self._names:
-            return None  # an event that could not be said: its error frame stands in its place, and the run goes on
-        if _read(event, "nested_depth") or _read(event, "parent_run_id") or _read(event, "workflow_run_id"):
-            return None
-        run_id = _read(event, "run_id")
-        if run_id is None or run_id == self._run_id:
-            return status
-        self._last = self._others.setdefault(str(run_id), status)
-        return None
-
-
-def _name(event: Any) -> str:
-    name = _read(event, "event")
-    return str(getattr(name, "value", name))
-
-
-def _read(event: Any, name: str) -> Any:
-    try:
-        return event.get(name) if isinstance(event, Mapping) else getattr(event, name, None)
-    except Exception:  # an event may be anybody's object; one that cannot be read says nothing
-        return None
