@@ -262,6 +262,9 @@ class Supervisor:
 
     async def _sweep(self) -> None:
         """End the runs whose producer is gone: whoever notices first has them."""
+        # This process's own come first: where something has blocked the event loop for longer than the lease, they
+        # are as alive as the loop is now, and nobody else may have noticed.
+        await self._renew()
         for run in await self.log.expire(lease=self.policy.lease):
             await self._bury(run)
 

@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 READERS = 100
 NEEDLE = b"event: RunContent\n"
-RATES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
+RATES = (10, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
 
 
 def run(quick: bool = False) -> Report:

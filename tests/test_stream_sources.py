@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -453,3 +454,15 @@ async def test_a_start_that_is_cancelled_at_once_leaves_no_run_without_a_produce
                     await stream.start("Go.")
             for run in await log.list():
                 assert (await stream.wait(run.run_id)).status is RunStatus.COMPLETED
+
+
+async def test_a_source_that_blocks_the_event_loop_past_its_lease_keeps_its_run_if_nobody_else_noticed() -> None:
+    async def block(input: str) -> AsyncIterator[str]:
+        yield "before"
+        await anyio.sleep(0.02)
+        time.sleep(0.3)  # noqa: ASYNC251  # what it is about: the loop can neither renew nor sweep
+        yield "after"
+
+    async with ResumableStream(block, log="memory:", lease=0.1, sweep_interval=0.01) as stream:
+        run = await stream.wait((await stream.start("x")).run_id)
+    assert run.status is RunStatus.COMPLETED
