@@ -23,15 +23,19 @@ __all__ = ["Producer"]
 
 logger: logging.Logger = logging.getLogger("agno_resumable.producer")
 
-# What may be waiting for the commit in flight. One event more, and the source has to wait.
+# What may be waiting for the commit in flight. One event more, and the source has to wait. Not quite a reader's page
+# (262,144 bytes), so that what is stored together is also sent together, the same bytes to all.
 _MAX_EVENTS = 1024
-_MAX_BYTES = 262_144
+_MAX_BYTES = 229_376
 # A source that never waits would keep the event loop to itself; after this long it has to let others have a turn.
 _TURN = 0.005
-# Between two commits of one run, from when the readers of the first have been served. Events that come faster are
-# gathered: a log in memory has no commit in flight to gather them in, and a hundred readers cost more than the commit.
-# Whoever comes after a pause, however short, is stored at once.
+# Between two commits of one run events are gathered for this long, and for as long as the readers of the last commit
+# took: a log in memory has no commit in flight to gather them in, and a hundred readers keep the event loop longer than
+# any commit. Whoever comes after a pause, however short, is stored at once.
 _PACE = 0.002
+_LONGEST_PACE = 0.1
+# The turns of the event loop in which readers that were woken read, send, and wait again.
+_READER_TURNS = 3
 # agno's yield_run_output=True ends a stream with the run's output, which is no event.
 _RUN_OUTPUTS = frozenset({"RunOutput", "TeamRunOutput", "WorkflowRunOutput"})
 
@@ -224,7 +228,7 @@ class Producer:
             return
         self._committing = True
         with anyio.CancelScope(shield=True):  # ends by itself: at the end, or when the run is lost
-            served = 0.0
+            gather_until = 0.0
             try:
                 while not self._lost:
                     if not self._buffer and self._end is None:
@@ -232,7 +236,7 @@ class Producer:
                         with suppress(anyio.get_cancelled_exc_class()):  # see _store
                             await self._more.wait()
                         continue
-                    await self._gather(served)
+                    await self._gather(gather_until)
                     events, self._buffer, self._size = self._buffer, [], 0
                     self._room.set()
                     end = self._end
@@ -240,9 +244,7 @@ class Producer:
                     await self._store(events, end)
                     if end is not None:
                         return
-                    with suppress(anyio.get_cancelled_exc_class()):
-                        await anyio.lowlevel.checkpoint()  # behind the readers that the commit has woken
-                    served = time.perf_counter()
+                    gather_until = await self._serve()
             except (StaleGeneration, RunNotFound, RunFinished) as error:
                 logger.warning(
                     "the run is lost to another producer",
@@ -259,9 +261,18 @@ class Producer:
                 self._room.set()
                 self.done.set()
 
-    async def _gather(self, served: float) -> None:
-        """Let more events come, unless the last commit is long ago, the buffer is full, or the run has its end."""
-        rest = _PACE - (time.perf_counter() - served)
+    async def _serve(self) -> float:
+        """Let the readers have what was just stored; return until when to gather what comes next."""
+        stored = time.perf_counter()
+        for _ in range(_READER_TURNS):
+            with suppress(anyio.get_cancelled_exc_class()):
+                await anyio.lowlevel.checkpoint()
+        served = time.perf_counter()
+        return served + min(max(served - stored, _PACE), _LONGEST_PACE)
+
+    async def _gather(self, until: float) -> None:
+        """Let more events come until then, unless the buffer is full or the run has its end."""
+        rest = until - time.perf_counter()
         if rest > 0 and self._end is None and len(self._buffer) < _MAX_EVENTS and self._size < _MAX_BYTES:
             self._urgent = anyio.Event()
             with suppress(anyio.get_cancelled_exc_class()), anyio.move_on_after(rest):

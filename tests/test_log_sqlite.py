@@ -20,6 +20,7 @@ import pytest
 
 from agno_resumable.errors import LogUnavailable, SchemaTooNew, StaleGeneration
 from agno_resumable.log import sqlite_ops as ops
+from agno_resumable.log.checks import chunks
 from agno_resumable.log.sqlite import SQLiteEventLog
 from agno_resumable.log.sqlite_schema import connect
 from agno_resumable.model import Durability, EncodedEvent, NewRun, RunStatus
@@ -163,6 +164,31 @@ async def test_a_takeover_by_another_process_fences_this_one_at_once(path: str) 
             with pytest.raises(StaleGeneration):
                 await log.append("run", 1, [event("late")])
             assert await log.renew([("run", 1)], lease=LEASE) == ["run"]
+
+
+def test_many_that_open_a_new_file_at_once_all_get_in(tmp_path: Path) -> None:
+    """Turning a file to a write-ahead log takes a lock that SQLite does not wait for; threads race as processes do."""
+    errors: list[BaseException] = []
+
+    async def use(path: str) -> None:
+        async with SQLiteEventLog(path) as log:
+            assert await log.list() == []
+
+    def enter(path: str, gate: threading.Barrier) -> None:
+        gate.wait(PATIENCE)
+        try:
+            anyio.run(use, path)
+        except BaseException as error:
+            errors.append(error)
+
+    for number in range(10):
+        gate = threading.Barrier(8)
+        threads = [threading.Thread(target=enter, args=(str(tmp_path / f"{number}.db"), gate)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert errors == []
 
 
 def test_processes_that_open_and_append_at_once_lose_nothing(path: str) -> None:
@@ -530,7 +556,7 @@ def test_no_statement_but_the_whole_list_reads_all_runs(path: str) -> None:
         statements: list[str] = []
         db.set_trace_callback(statements.append)
         ops.create(db, NewRun("run", user_id="ann", idempotency_key="key", input=b"{}"), LEASE)
-        parts = ops.chunks([EncodedEvent("Type", b'{"a":1}')])
+        parts = chunks([EncodedEvent("Type", b'{"a":1}')])
         ops.append(db, "run", 1, parts, 7, None, None, 1_000)
         ops.append(db, "run", 1, parts, 7, RunStatus.RUNNING, b"{}", 1)
         ops.claim(db, "run", LEASE, None)

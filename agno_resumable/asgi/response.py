@@ -17,7 +17,7 @@ from ..dialects import Dialect, LeaveReason
 from ..dialects.native import Native
 from ..errors import LogUnavailable, RunNotFound, StreamBroken
 from ..log.protocol import EventLog
-from ..model import Batch
+from ..model import Batch, Run
 from ..reader import End, Gap, Idle, Paused, follow
 from ..shutdown import current_drain
 
@@ -59,6 +59,7 @@ class EventStreamResponse(Response):
         retry_ms: The largest delay, in milliseconds, that EventSource is told to reconnect with; jittered down to a
             third of it.
         headers: Further headers.
+        run: The run, if it has just been read; it is read once more otherwise.
         reading: Entered while the client is connected.
     """
 
@@ -77,6 +78,7 @@ class EventStreamResponse(Response):
         send_timeout: float = 30.0,
         retry_ms: int = 3000,
         headers: Mapping[str, str] | None = None,
+        run: Run | None = None,
         reading: AbstractContextManager[None] | None = None,
     ) -> None:
         # The type comes first: Chromium takes a head that is cut off before it for a whole one, and closes an
@@ -87,6 +89,7 @@ class EventStreamResponse(Response):
         self._log = log
         self._run_id = run_id
         self._after = after
+        self._run = run
         self._persistent = persistent
         self._dialect: Dialect = dialect or Native()
         self._heartbeat = heartbeat
@@ -135,7 +138,7 @@ class EventStreamResponse(Response):
             idle_after=self._heartbeat,
         )
         try:
-            run = (await self._log.read(self._run_id, self._after, limit=0)).run
+            run = self._run or (await self._log.read(self._run_id, self._after, limit=0)).run
             await self._send(send, b"retry: %d\n\n" % self._retry_ms + dialect.opening(run, self._after))
             while True:
                 if drain.begun:

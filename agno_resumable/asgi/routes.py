@@ -211,7 +211,7 @@ class _Endpoints:
             if requested >= 10**12:  # no log is that long, and no store takes any number
                 raise HTTPException(422, "last_event_index is larger than any index.")
         try:
-            await self._visible(request)
+            run = await self._visible(request)
             log = await self._stream.log()
         except RunNotFound:
             return Response(not_found(run_id), 200, STREAM_HEADERS, "text/event-stream")
@@ -221,6 +221,7 @@ class _Endpoints:
             -1 if requested is None else max(requested, -1),
             persistent=False,
             dialect=AgnoResume(requested),
+            run=run,
             reading=self._stream.readers.reading(run_id),
         )
 

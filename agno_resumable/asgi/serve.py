@@ -102,6 +102,7 @@ async def events_response(
         after,
         persistent=request.method in ("GET", "HEAD"),
         dialect=dialect,
+        run=run,
         reading=stream.readers.reading(run_id),
     )
 
@@ -131,6 +132,7 @@ async def start_response(
         after,
         persistent=False,
         headers=headers,
+        run=run,
         reading=stream.readers.reading(run.run_id),
     )
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..errors import EventTooLarge
 from ..model import EncodedEvent, NewRun, check_run_id
 
-__all__ = ["MAX_EVENT_BYTES", "MAX_RUN_BYTES", "check_events", "check_new_run"]
+__all__ = ["MAX_EVENT_BYTES", "MAX_RUN_BYTES", "check_events", "check_new_run", "chunks"]
 
 MAX_EVENT_BYTES = 8_388_608
 """The default for one event's JSON: generous for text, small enough that a reader's page stays in memory."""
 
 MAX_RUN_BYTES = 67_108_864
 """The default for one run's events together; the oldest are trimmed beyond it, and readers behind get a gap."""
+
+# What a reader's page holds by default: a batch that fits is handed to all readers whole, and rendered once.
+CHUNK_EVENTS = 1024
+CHUNK_BYTES = 262_144
 
 _known_types: set[str] = set()
 
@@ -63,3 +67,18 @@ def check_events(run_id: str, events: Iterable[EncodedEvent], max_event_bytes: i
             if len(_known_types) < 1024:  # the names of agno's events are few; somebody's own may be endless
                 _known_types.add(type_)
     return total
+
+
+def chunks(events: Sequence[EncodedEvent]) -> list[Sequence[EncodedEvent]]:
+    """Cut what one append stores into batches that a page can hold."""
+    if len(events) <= CHUNK_EVENTS and sum([len(data) for _, data in events]) <= CHUNK_BYTES:
+        return [events] if events else []
+    parts: list[Sequence[EncodedEvent]] = []
+    start = size = 0
+    for position, (_, data) in enumerate(events):
+        if position > start and (size + len(data) > CHUNK_BYTES or position - start == CHUNK_EVENTS):
+            parts.append(events[start:position])
+            start, size = position, 0
+        size += len(data)
+    parts.append(events[start:])
+    return parts

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from ..errors import LogClosed, RunExists, RunFinished, RunNotFound, StaleGeneration
 from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus
-from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run
+from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run, chunks
 from .hot import take
 from .protocol import Claim
 from .signals import Signals
@@ -165,7 +165,10 @@ class MemoryEventLog:
             return run.next_index
         now = time.time()
         if events:
-            stored.batches.append(Batch(run_id, run.next_index, tuple(events)))
+            first = run.next_index
+            for part in chunks(tuple(events)):
+                stored.batches.append(Batch(run_id, first, part))
+                first += len(part)
             stored.size += size
         if transcript is not None:
             self._transcripts[run_id] = transcript

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from ..errors import LogClosed, RunNotFound
 from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus
 from . import sqlite_ops as ops
-from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run
+from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run, chunks
 from .hot import take
 from .protocol import Claim
 from .sqlite_file import SQLiteFile
@@ -133,7 +133,7 @@ class SQLiteEventLog:
     ) -> int:
         file = self._file
         size = check_events(run_id, events, self._max_event_bytes)
-        parts = ops.chunks(events)
+        parts = chunks(events)
 
         def committed(appended: ops.Appended) -> None:
             batches = []

@@ -17,8 +17,6 @@ from ..model import Batch, EncodedEvent, NewRun, Run, RunStatus
 from .protocol import Claim
 from .sqlite_schema import RUN_COLUMNS, pack, run_from_row, unpack
 
-CHUNK_EVENTS = 1024
-CHUNK_BYTES = 262_144
 _FINISHED = "('COMPLETED', 'ERROR', 'CANCELLED')"
 
 # A status of its own statement, so that the common append touches no index at all.
@@ -39,21 +37,6 @@ class Appended(NamedTuple):
 
     run: Run
     first: int
-
-
-def chunks(events: Sequence[EncodedEvent]) -> list[Sequence[EncodedEvent]]:
-    """Cut what one append stores into rows that a page can hold."""
-    if len(events) <= CHUNK_EVENTS and sum([len(data) for _, data in events]) <= CHUNK_BYTES:
-        return [events] if events else []
-    parts: list[Sequence[EncodedEvent]] = []
-    start = size = 0
-    for position, (_, data) in enumerate(events):
-        if position > start and (size + len(data) > CHUNK_BYTES or position - start == CHUNK_EVENTS):
-            parts.append(events[start:position])
-            start, size = position, 0
-        size += len(data)
-    parts.append(events[start:])
-    return parts
 
 
 def create(db: sqlite3.Connection, run: NewRun, lease: float) -> Run:

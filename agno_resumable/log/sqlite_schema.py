@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,24 +99,46 @@ def connect(path: str, *, synchronous: str, timeout: float, read_only: bool = Fa
         db = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=True, cached_statements=64)
     except sqlite3.Error as error:
         raise LogUnavailable(f"SQLite cannot open {path!r}: {error}. Does its directory exist?") from error
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            _configure(db, path, synchronous=synchronous, read_only=read_only)
+            return db
+        except sqlite3.Error as error:
+            # SQLite does not wait by itself for the lock under which a file turns to a write-ahead log, or under which
+            # its last user folds the log into it: of processes that start or stop together some would fail.
+            if _is_locked(error) and time.monotonic() < deadline:
+                time.sleep(0.01)  # in the connection's own thread
+                continue
+            db.close()
+            raise LogUnavailable(f"SQLite cannot use {path!r}: {error}.") from error
+        except ResumableError:
+            db.close()
+            raise
+
+
+def _configure(db: sqlite3.Connection, path: str, *, synchronous: str, read_only: bool) -> None:
+    db.execute("BEGIN")  # one moment for the three looks: another process may be making the schema just now
     try:
         _check_owner(db, path)  # before anything is changed in a file that may not be ours
+    finally:
+        db.execute("ROLLBACK")
+    mode = db.execute("PRAGMA journal_mode").fetchone()[0]
+    if mode != "wal":
         mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise LogUnavailable(
-                f"{path!r} cannot use a write-ahead log (journal_mode is {mode!r}): put it on a local disk."
-            )
-        db.execute(f"PRAGMA synchronous = {synchronous}")
-        db.execute("PRAGMA journal_size_limit = 67108864")
-        if read_only:
-            db.execute("PRAGMA query_only = ON")
-    except sqlite3.Error as error:
-        db.close()
-        raise LogUnavailable(f"SQLite cannot use {path!r}: {error}.") from error
-    except ResumableError:
-        db.close()
-        raise
-    return db
+    if mode != "wal":
+        raise LogUnavailable(
+            f"{path!r} cannot use a write-ahead log (journal_mode is {mode!r}): put it on a local disk."
+        )
+    db.execute(f"PRAGMA synchronous = {synchronous}")
+    db.execute("PRAGMA journal_size_limit = 67108864")
+    if read_only:
+        db.execute("PRAGMA query_only = ON")
+
+
+def _is_locked(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)  # since Python 3.11
+    return "locked" in str(error) if code is None else code & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
 
 
 def _check_owner(db: sqlite3.Connection, path: str) -> bool:
