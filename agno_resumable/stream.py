@@ -321,7 +321,7 @@ class ResumableStream:
         supervisor = await self.supervisor()
         local = supervisor.transcript(run_id)
         folded = local or await Transcript.of_log(supervisor.log, run)
-        return {"status": run.status.value, **folded.to_dict()}
+        return folded.to_dict(run.status)
 
     def _produce(
         self,

@@ -76,10 +76,10 @@ class Transcript:
 
     def dump(self, status: RunStatus) -> bytes:
         """The transcript as JSON."""
-        return orjson.dumps({"status": status.value, **self.to_dict()})
+        return orjson.dumps(self.to_dict(status))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The transcript as plain values."""
+    def to_dict(self, status: RunStatus) -> dict[str, Any]:
+        """The transcript as plain values, for a run of this status."""
         messages = []
         for key, message in self._messages.items():
             content = "".join(self._parts[key]) if key in self._parts else message.get("content")
@@ -90,12 +90,15 @@ class Transcript:
         if own is None and messages:
             own = messages[-1]["content"]
         return {
+            "status": status.value,
             "content": own,
             "reasoning_content": "".join(self._reasoning) or None,
             "messages": messages,
             "tool_calls": list(self._tools.values()),
             "metrics": self._metrics,
-            "error": self._error,
+            # An event that could not be said leaves an error frame too, and the run goes on: only a run that ended in
+            # an error has one.
+            "error": self._error if status is RunStatus.ERROR else None,
             "truncated": self._truncated,
         }
 
@@ -164,7 +167,7 @@ class Transcript:
             return
         self._metrics = event.get("metrics", self._metrics)
         content = event.get("content")
-        if name.endswith("Completed") and content is not None and self._error is None:
+        if name.endswith("Completed") and content is not None:
             # The component's own word on its output; it replaces what was put together from the deltas.
             if len(data_of(content)) <= self._room + sum(map(len, self._parts.get(self._run_id, ()))):
                 self._final = content

@@ -466,3 +466,18 @@ async def test_a_source_that_blocks_the_event_loop_past_its_lease_keeps_its_run_
     async with ResumableStream(block, log="memory:", lease=0.1, sweep_interval=0.01) as stream:
         run = await stream.wait((await stream.start("x")).run_id)
     assert run.status is RunStatus.COMPLETED
+
+
+async def test_an_event_that_could_not_be_said_is_no_error_of_a_run_that_completed() -> None:
+    async def give(input: str) -> AsyncIterator[Any]:
+        yield {"event": "RunContent", "content": "said"}
+        yield {"event": "RunContent", "content": threading.Lock()}
+        yield {"event": "RunCompleted", "content": "all that was said"}
+
+    run, events = await played(give)
+    assert [event.type for event in events] == ["RunContent", "RunError", "RunCompleted"]
+    assert run.status is RunStatus.COMPLETED
+    assert run.transcript is not None
+    transcript = orjson.loads(run.transcript)
+    assert transcript["error"] is None
+    assert transcript["content"] == "all that was said"
