@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .asgi.response import EventStreamResponse
     from .asgi.routes import resumable_routes
     from .errors import (
+        AgnoUnsupported,
         CursorInvalid,
         Draining,
         EventTooLarge,
@@ -39,6 +40,7 @@ _MODULES = {
     ".asgi.response": ("EventStreamResponse",),
     ".asgi.routes": ("resumable_routes",),
     ".errors": (
+        "AgnoUnsupported",
         "CursorInvalid",
         "Draining",
         "EventTooLarge",
@@ -68,6 +70,7 @@ _MODULES = {
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AgnoUnsupported",
     "Batch",
     "CursorInvalid",
     "Draining",

@@ -7,6 +7,7 @@ attributes, so that nobody has to parse a message.
 from __future__ import annotations
 
 __all__ = [
+    "AgnoUnsupported",
     "CursorInvalid",
     "Draining",
     "EventTooLarge",
@@ -167,3 +168,7 @@ class RunIdInvalid(ResumableError, ValueError):
 
 class CursorInvalid(ResumableError, ValueError):
     """A cursor that is neither an index nor ``run_id:index`` of the run asked for."""
+
+
+class AgnoUnsupported(ResumableError):
+    """The agno that is installed has no place for this piece, or none is installed. The message names the version."""

@@ -17,6 +17,7 @@ __all__ = [
     "EncodedEvent",
     "Event",
     "Family",
+    "Intents",
     "NewRun",
     "Page",
     "Run",
@@ -196,6 +197,15 @@ class Page(NamedTuple):
     def last(self) -> int | None:
         """The index of the last event of the page, or ``None`` for an empty page."""
         return self.batches[-1].last if self.batches else None
+
+
+class Intents(NamedTuple):
+    """What one ``EventLog.intents`` gives: the runs that shall be cancelled wherever they are, as of one moment."""
+
+    version: int
+    """Raised by every cancel intent and by every one that is dropped; what the next ``EventLog.intents`` is given."""
+    run_ids: Sequence[str]
+    """The live ones, those that live longest first."""
 
 
 # An id stands in a URL segment, in an SSE `id:` field of at most 64 bytes together with ":" and an index of up to 12

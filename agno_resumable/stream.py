@@ -12,14 +12,13 @@ import anyio
 import orjson
 from typing_extensions import Self
 
+from .attachment import Attachment
 from .audience import Audience
 from .errors import ResumableError, RunExists, RunFinished, RunNotFound, StaleGeneration
-from .log.open import open_log
 from .log.protocol import EventLog
 from .model import Batch, Event, Family, NewRun, Run, RunStatus
 from .producer import Producer
 from .reader import follow
-from .shutdown import current_drain
 from .source import AgnoSource, CallableSource, make_source
 from .sse import Identity, cancelled_event
 from .supervisor import Policy, Supervisor
@@ -73,19 +72,12 @@ class ResumableStream:
     ) -> None:
         if isinstance(on_disconnect, str) and on_disconnect != "continue":
             raise ValueError(f"on_disconnect is 'continue' or a number of seconds, not {on_disconnect!r}.")
-        if isinstance(log, str):
-            opened = open_log(log)  # a bad URL is told here and not at the first request
-            log = log if log.startswith("sqlite") else opened
+        self._attachment = Attachment(log, Policy(lease, sweep_interval, retention, drain_grace))
         self.source: AgnoSource | CallableSource = make_source(
             source, family=Family(family) if family else None, component_id=component_id
         )
-        self._log = log
-        self._policy = Policy(lease, sweep_interval, retention, drain_grace)
         self._cancel_grace = cancel_grace
         self._abandon_after = None if isinstance(on_disconnect, str) else on_disconnect
-        self._supervisor: Supervisor | None = None
-        self._attends = False
-        self._starting: anyio.Lock | None = None
         self.readers: Audience = Audience()
 
     def __repr__(self) -> str:
@@ -104,10 +96,7 @@ class ResumableStream:
     # ---------------------------------------------------------------- lifetime
 
     async def __aenter__(self) -> Self:
-        supervisor = await self.supervisor()
-        supervisor.attend()
-        self._attends = True
-        current_drain().listen()
+        await self._attachment.attend()
         return self
 
     async def __aexit__(
@@ -123,10 +112,7 @@ class ResumableStream:
 
     async def aclose(self) -> None:
         """Give the active runs their grace, end what is left honestly, and close what was opened here."""
-        supervisor, self._supervisor = self._supervisor, None
-        attends, self._attends = self._attends, False
-        if supervisor is not None:
-            await supervisor.release(attending=attends)
+        await self._attachment.detach()
 
     async def supervisor(self) -> Supervisor:
         """The owner of this stream's tasks, started at the first call.
@@ -134,12 +120,7 @@ class ResumableStream:
         Raises:
             LogUnavailable: The log could not be opened.
         """
-        if self._supervisor is None or self._supervisor.ended:
-            self._starting = self._starting or anyio.Lock()
-            async with self._starting:
-                if self._supervisor is None or self._supervisor.ended:
-                    self._supervisor = await Supervisor.acquire(self._log, self._policy)
-        return self._supervisor
+        return await self._attachment.supervisor()
 
     async def log(self) -> EventLog:
         """The log, open."""
@@ -192,7 +173,7 @@ class ResumableStream:
         # From its creation the run has to have a producer, even if whoever asked for it leaves at this very moment.
         with anyio.CancelScope(shield=True):
             try:
-                run = await supervisor.log.create(new, lease=self._policy.lease)
+                run = await supervisor.log.create(new, lease=self._attachment.policy.lease)
             except RunExists as taken:
                 if taken.idempotency_key is None or taken.run_id is None:
                     raise
@@ -232,7 +213,8 @@ class ResumableStream:
             raise ResumableError(f"Run {run_id!r} is {run.status.value}; only a paused one can be continued.")
         so_far = await Transcript.of_log(supervisor.log, run)
         with anyio.CancelScope(shield=True):
-            claimed = await supervisor.log.claim(run_id, lease=self._policy.lease, generation=run.generation + 1)
+            lease = self._attachment.policy.lease
+            claimed = await supervisor.log.claim(run_id, lease=lease, generation=run.generation + 1)
             self._produce(
                 supervisor,
                 claimed,
@@ -265,7 +247,7 @@ class ResumableStream:
         run = await log.request_cancel(run_id)
         if run.status is RunStatus.PAUSED:
             try:
-                claimed = await log.claim(run_id, lease=self._policy.lease, generation=run.generation + 1)
+                claimed = await log.claim(run_id, lease=self._attachment.policy.lease, generation=run.generation + 1)
                 identity = Identity(run_id=run_id, session_id=run.session_id, component_id=run.component_id)
                 frame = cancelled_event(self.family, "The run was cancelled while it was paused.", identity=identity)
                 transcript = await Transcript.of_log(log, claimed)
@@ -330,9 +312,9 @@ class ResumableStream:
         events: Callable[[], AsyncIterator[Any]],
         so_far: Transcript | None = None,
     ) -> None:
-        producer = Producer(supervisor.log, self.source, run, events, cancel_grace=self._cancel_grace)
-        if so_far is not None:  # the legs before this one
-            producer.transcript = so_far
+        producer = Producer(
+            supervisor.log, self.source, run, events, transcript=so_far, cancel_grace=self._cancel_grace
+        )
         supervisor.produce(producer)
         if self._abandon_after is not None:
             supervisor.watch(lambda: self._abandon(producer))

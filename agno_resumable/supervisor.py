@@ -10,9 +10,9 @@ import asyncio
 import contextvars
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
@@ -20,14 +20,14 @@ from anyio.lowlevel import RunVar
 
 from .errors import Draining, LogClosed, LogUnavailable, ResumableError
 from .log.open import open_log
-from .log.protocol import EventLog
+from .log.protocol import Claim, EventLog
 from .model import Run, RunStatus
 from .producer import Producer
 from .shutdown import Drain, current_drain
 from .sse import Identity, error_event
 from .transcript import Transcript
 
-__all__ = ["Policy", "Supervisor"]
+__all__ = ["Holder", "Policy", "Supervisor"]
 
 logger: logging.Logger = logging.getLogger("agno_resumable.supervisor")
 
@@ -49,6 +49,17 @@ class Policy:
     drain_grace: float = 10.0
 
 
+class Holder(Protocol):
+    """Somebody in this process who holds a run, and whose lease has to be renewed."""
+
+    claim: Claim
+    done: anyio.Event
+
+    def lose(self) -> None:
+        """Another has the run, or it is gone."""
+        ...
+
+
 _supervisors: RunVar[dict[object, Supervisor]] = RunVar("agno_resumable_supervisors")
 
 
@@ -66,6 +77,8 @@ class Supervisor:
         self._rested = False
         self._rests_until: float | None = None
         self._producers: dict[str, Producer] = {}
+        self._holders: set[Holder] = set()  # those whose runs are not for this supervisor to end
+        self._mourners: list[Callable[[Run], Awaitable[None]]] = []
         self._tasks: anyio.abc.TaskGroup
         self._owner: object = None  # the task; held, because an event loop holds tasks only weakly
         self._ready = anyio.Event()
@@ -140,6 +153,24 @@ class Supervisor:
     def watch(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run ``job`` beside the producers; it must end by itself."""
         self._tasks.start_soon(job)
+
+    def hold(self, holder: Holder) -> Callable[[], None]:
+        """Renew the lease of a run that somebody else produces and ends; returns what takes that back."""
+        self._holders.add(holder)
+        return lambda: self._holders.discard(holder)
+
+    def mourn(self, mourner: Callable[[Run], Awaitable[None]]) -> Callable[[], None]:
+        """Call ``mourner`` for each run that is ended here because its producer was lost; returns what takes that back.
+
+        It gets the run as it was found, still active.
+        """
+        self._mourners.append(mourner)
+
+        def withdraw() -> None:
+            if mourner in self._mourners:
+                self._mourners.remove(mourner)
+
+        return withdraw
 
     def check_accepting(self) -> None:
         """Raise ``Draining`` if no run may be started any more."""
@@ -252,13 +283,14 @@ class Supervisor:
             await anyio.sleep(interval())
 
     async def _renew(self) -> None:
-        claims = {producer.claim: producer for producer in self._producers.values() if not producer.done.is_set()}
+        holders: list[Holder] = [*self._producers.values(), *self._holders]
+        claims = {holder.claim: holder for holder in holders if not holder.done.is_set()}
         if not claims:
             return
         lost = set(await self.log.renew(list(claims), lease=self.policy.lease))
-        for (run_id, _), producer in claims.items():
-            if run_id in lost and not producer.done.is_set():
-                producer.lose()
+        for (run_id, _), holder in claims.items():
+            if run_id in lost and not holder.done.is_set():
+                holder.lose()
 
     async def _sweep(self) -> None:
         """End the runs whose producer is gone: whoever notices first has them."""
@@ -290,6 +322,12 @@ class Supervisor:
             raise
         except ResumableError:  # claimed again by another, or deleted: it is somebody else's now
             logger.info("another process ended the run first", extra={"run_id": run.run_id})
+            return
+        for mourner in list(self._mourners):
+            try:
+                await mourner(run)
+            except Exception:  # the run has its end; whoever wanted to be told must not keep the others from theirs
+                logger.exception("what follows the end of a lost run failed", extra={"run_id": run.run_id})
 
     async def _prune(self) -> None:
         if self.policy.retention is not None:

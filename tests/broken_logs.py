@@ -13,7 +13,7 @@ from typing_extensions import Self
 from agno_resumable.errors import ResumableError, StaleGeneration
 from agno_resumable.log.memory import MemoryEventLog
 from agno_resumable.log.protocol import Claim
-from agno_resumable.model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus
+from agno_resumable.model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 
 
 class Wrapped:
@@ -45,8 +45,16 @@ class Wrapped:
     async def get(self, run_id: str) -> Run:
         return await self.inner.get(run_id)
 
-    async def claim(self, run_id: str, *, lease: float, generation: int | None = None) -> Run:
-        return await self.inner.claim(run_id, lease=lease, generation=generation)
+    async def claim(
+        self,
+        run_id: str,
+        *,
+        lease: float,
+        generation: int | None = None,
+        floor: int | None = None,
+        reopen: bool = False,
+    ) -> Run:
+        return await self.inner.claim(run_id, lease=lease, generation=generation, floor=floor, reopen=reopen)
 
     async def append(
         self,
@@ -73,6 +81,15 @@ class Wrapped:
 
     async def request_cancel(self, run_id: str) -> Run:
         return await self.inner.request_cancel(run_id)
+
+    async def intend_cancel(self, run_id: str, *, ttl: float) -> None:
+        await self.inner.intend_cancel(run_id, ttl=ttl)
+
+    async def drop_intent(self, run_id: str) -> None:
+        await self.inner.drop_intent(run_id)
+
+    async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
+        return await self.inner.intents(version, timeout=timeout, limit=limit)
 
     async def list(
         self,
@@ -295,6 +312,80 @@ class ExpiresTwice(Wrapped):
         await anyio.lowlevel.checkpoint()
         claimed = [await self.inner.claim(run.run_id, lease=lease) for run in dead if not run.status.finished]
         return [replace(run, input=None, metadata=None, transcript=None) for run in claimed]
+
+
+class TakesTheFloorForTheIndex(Wrapped):
+    """Sets the next index to the floor, also where that is lower."""
+
+    async def claim(
+        self,
+        run_id: str,
+        *,
+        lease: float,
+        generation: int | None = None,
+        floor: int | None = None,
+        reopen: bool = False,
+    ) -> Run:
+        run = await super().claim(run_id, lease=lease, generation=generation, floor=floor, reopen=reopen)
+        if floor is None or floor == run.next_index:
+            return run
+        await self.inner.trim(run_id, before=floor)
+        return await self.inner.get(run_id)
+
+
+class KeepsEventsUnderTheFloor(Wrapped):
+    """Moves the indices to the floor, and shows what was stored before it under them."""
+
+    async def claim(
+        self,
+        run_id: str,
+        *,
+        lease: float,
+        generation: int | None = None,
+        floor: int | None = None,
+        reopen: bool = False,
+    ) -> Run:
+        before = await self.inner.read(run_id)
+        run = await super().claim(run_id, lease=lease, generation=generation, floor=floor, reopen=reopen)
+        if floor is None or run.next_index != floor or not before.batches:
+            return run
+        return replace(run, first_index=before.run.first_index)
+
+
+class KeepsIntentsForEver(Wrapped):
+    """Returns an intent whose time has run out."""
+
+    async def intend_cancel(self, run_id: str, *, ttl: float) -> None:
+        await super().intend_cancel(run_id, ttl=max(ttl, 3600.0))
+
+
+class DropsIntentsSilently(Wrapped):
+    """Raises the version for new intents only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = 0
+
+    async def drop_intent(self, run_id: str) -> None:
+        before = (await self.inner.intents()).version
+        await super().drop_intent(run_id)
+        self.hidden += (await self.inner.intents()).version - before
+
+    async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
+        found = await super().intents(version + self.hidden, timeout=timeout, limit=limit)
+        return Intents(found.version - self.hidden, found.run_ids)
+
+
+class LosesIntents(Wrapped):
+    """Looks at the version of the intents, and begins to wait for the next one only a moment later."""
+
+    async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
+        found = await super().intents(limit=limit)
+        if found.version != version:
+            return found
+        await anyio.lowlevel.checkpoint()
+        current = (await super().intents(limit=limit)).version
+        return await super().intents(current, timeout=timeout, limit=limit)
 
 
 class SharesKeysBetweenOwners(Wrapped):

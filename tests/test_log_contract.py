@@ -93,6 +93,11 @@ MUTANTS: dict[type[broken.Wrapped], str] = {
     broken.SharesKeysBetweenOwners: "an_idempotency_key_is_used_once_per_owner",
     broken.ForgetsTheCancelRequest: "no_cancel_request_is_lost",
     broken.LeaksWaiters: "an_abandoned_waiter_leaves_nothing",
+    broken.TakesTheFloorForTheIndex: "a_floor_never_lowers_anything",
+    broken.KeepsEventsUnderTheFloor: "a_claim_with_a_floor_raises_the_next_index",
+    broken.KeepsIntentsForEver: "an_intent_ends_with_its_time",
+    broken.DropsIntentsSilently: "every_change_of_the_intents_raises_their_version",
+    broken.LosesIntents: "no_change_of_the_intents_is_lost",
     broken.TellsNoDurability: "a_new_run_is_pending_at_generation_one",
 }
 

@@ -315,9 +315,76 @@ async def test_a_newer_schema_is_refused_and_left_alone(path: str) -> None:
     before = bytes_beside(path)
     with pytest.raises(SchemaTooNew) as caught:
         await SQLiteEventLog(path).__aenter__()
-    assert (caught.value.found, caught.value.supported) == (99, 1)
+    assert (caught.value.found, caught.value.supported) == (99, 2)
     assert path in str(caught.value)
     assert bytes_beside(path) == before
+
+
+def make_version_1(path: str) -> None:
+    """Turn a file to what the version before intents has written."""
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TABLE intent; DROP TABLE intents; PRAGMA user_version = 1;")
+
+
+async def test_a_file_of_an_older_version_is_brought_up_to_date(path: str) -> None:
+    async with SQLiteEventLog(path) as log:
+        await log.create(NewRun("run"), lease=LEASE)
+        await log.append("run", 1, [event("old")])
+    make_version_1(path)
+    async with SQLiteEventLog(path) as log:
+        assert await labels(log, "run") == ["old"]
+        await log.intend_cancel("run", ttl=LEASE)
+        async with SQLiteEventLog(path) as other:
+            assert list((await other.intents()).run_ids) == ["run"]
+    check_integrity(path)
+
+
+async def test_a_file_that_cannot_be_brought_up_to_date_is_left_alone(path: str) -> None:
+    async with SQLiteEventLog(path) as log:
+        await log.create(NewRun("run"), lease=LEASE)
+    make_version_1(path)
+    with closing(sqlite3.connect(path)) as db:  # the first statement of the step succeeds, the third one does not
+        db.execute("CREATE TABLE intents (mine TEXT)")
+    await refusal(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'intent'").fetchone() == (0,)
+        assert db.execute("SELECT run_id FROM run").fetchall() == [("run",)]
+
+
+def test_of_many_that_open_an_older_file_at_once_one_brings_it_up_to_date(path: str) -> None:
+    async def make() -> None:
+        async with SQLiteEventLog(path) as log:
+            await log.create(NewRun("run"), lease=LEASE)
+
+    anyio.run(make)
+    make_version_1(path)
+    errors: list[BaseException] = []
+    gate = threading.Barrier(8)
+
+    async def use(name: str) -> None:
+        async with SQLiteEventLog(path) as log:
+            await log.intend_cancel(name, ttl=LEASE)
+
+    def enter(name: str) -> None:
+        gate.wait(PATIENCE)
+        try:
+            anyio.run(use, name)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=enter, args=(str(number),)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert errors == []
+
+    async def check() -> None:
+        async with SQLiteEventLog(path) as log:
+            assert sorted((await log.intents()).run_ids) == [str(number) for number in range(8)]
+
+    anyio.run(check)
 
 
 async def test_another_programs_database_is_refused_and_left_alone(path: str) -> None:

@@ -45,6 +45,7 @@ SHORT = 0.001  # a lease that is over before the next sweep
 PATIENCE = 5.0
 
 NAMES = ("ada", "bob", "cy")
+NEVER = EncodedEvent("", b"")  # stands at an index that a floor has jumped over
 OWNERS = (None, "ann", "ben")
 
 
@@ -100,6 +101,7 @@ class Model:
 
     def __init__(self) -> None:
         self.runs: dict[str, Kept] = {}
+        self.intents: set[str] = set()
 
     def find(self, run_id: str) -> Kept:
         if run_id not in self.runs:
@@ -118,7 +120,7 @@ class Model:
         self.runs[new.run_id] = Kept(new, lease=lease)
         return self.runs[new.run_id].seen
 
-    def claim(self, run_id: str, lease: float, generation: int | None) -> tuple[object, ...]:
+    def claim(self, run_id: str, lease: float, generation: int | None, floor: int | None) -> tuple[object, ...]:
         run = self.find(run_id)
         if run.status.finished:
             raise RunFinished(run_id, run.status.value)
@@ -129,6 +131,9 @@ class Model:
         run.lease = lease
         if run.status is RunStatus.PAUSED:
             run.status = RunStatus.RUNNING
+        if floor is not None and floor > len(run.events):
+            run.events += [NEVER] * (floor - len(run.events))
+            run.first = floor
         return run.seen
 
     def append(
@@ -170,6 +175,13 @@ class Model:
         if not run.status.finished:
             run.asked = True
         return run.seen
+
+    def intend_cancel(self, run_id: str, ttl: float) -> None:
+        if ttl == LONG:
+            self.intents.add(run_id)
+
+    def drop_intent(self, run_id: str) -> None:
+        self.intents.discard(run_id)
 
     def trim(self, run_id: str, before: int) -> None:
         run = self.find(run_id)
@@ -338,7 +350,10 @@ class LogMachine(RuleBasedStateMachine):
 
     async def same_on(self, log: EventLog, model: Model, run_ids: Sequence[str], *, limit: int = 1000) -> bool:
         """Whether these runs look in ``log`` as they do in ``model``."""
+        intents = set((await log.intents()).run_ids)
         for run_id in run_ids:
+            if (run_id in intents) != (run_id in model.intents):
+                return False
             kept = model.runs.get(run_id)
             try:
                 run, events = await all_events(log, run_id, limit, 2_000)
@@ -376,7 +391,8 @@ class LogMachine(RuleBasedStateMachine):
             whole = await log.get(run_id)
         except RunNotFound:
             return f"{run_id} is not there; the model has {kept}"
-        return f"{run_id} reads as {run} with {events}, get gives {whole}; the model has {kept}"
+        intents = f"{(await log.intents()).run_ids}, in the model {self.model.intents}"
+        return f"{run_id} reads as {run} with {events}, get gives {whole}; the model has {kept}; intents are {intents}"
 
     async def compare_all(self) -> None:
         await self.compare(NAMES)
@@ -417,14 +433,23 @@ class LogMachine(RuleBasedStateMachine):
 
         self.do(via, cut, [run_id], call, lambda model: model.create(new, lease))
 
-    @rule(via=openings, cut=ticks, run_id=names, lease=leases, offset=st.sampled_from((None, None, -1, 0, 1, 5)))
-    def claim(self, via: int, cut: int | None, run_id: str, lease: float, offset: int | None) -> None:
+    @rule(
+        via=openings,
+        cut=ticks,
+        run_id=names,
+        lease=leases,
+        offset=st.sampled_from((None, None, -1, 0, 1, 5)),
+        floor=st.sampled_from((None, None, 0, 1, 2, 5, 60, 300)),
+    )
+    def claim(
+        self, via: int, cut: int | None, run_id: str, lease: float, offset: int | None, floor: int | None
+    ) -> None:
         generation = None if offset is None else self.generation(run_id, offset)
 
         async def call(log: EventLog) -> object:
-            return seen_of(await log.claim(run_id, lease=lease, generation=generation))
+            return seen_of(await log.claim(run_id, lease=lease, generation=generation, floor=floor))
 
-        self.do(via, cut, [run_id], call, lambda model: model.claim(run_id, lease, generation))
+        self.do(via, cut, [run_id], call, lambda model: model.claim(run_id, lease, generation, floor))
 
     @rule(
         via=openings,
@@ -511,6 +536,20 @@ class LogMachine(RuleBasedStateMachine):
             return seen_of(await log.request_cancel(run_id))
 
         self.do(via, cut, [run_id], call, lambda model: model.request_cancel(run_id))
+
+    @rule(via=openings, cut=ticks, run_id=names, ttl=st.sampled_from((LONG, LONG, 0.0)))
+    def intend_cancel(self, via: int, cut: int | None, run_id: str, ttl: float) -> None:
+        self.do(
+            via,
+            cut,
+            [run_id],
+            lambda log: log.intend_cancel(run_id, ttl=ttl),
+            lambda model: model.intend_cancel(run_id, ttl),
+        )
+
+    @rule(via=openings, cut=ticks, run_id=names)
+    def drop_intent(self, via: int, cut: int | None, run_id: str) -> None:
+        self.do(via, cut, [run_id], lambda log: log.drop_intent(run_id), lambda model: model.drop_intent(run_id))
 
     @rule(via=openings, cut=ticks, run_id=names, before=st.sampled_from((0, 1, 2, 5, 45, 10_000)))
     def trim(self, via: int, cut: int | None, run_id: str, before: int) -> None:
@@ -668,6 +707,35 @@ class LogMachine(RuleBasedStateMachine):
         log = self.logs[via % len(self.logs)]
         self.portal.call(outcome_of, lambda: log.wait(run_id, 1_000_000, timeout=3600.0), cut)
 
+    @rule(via=openings, other=openings, run_id=names, drop=st.booleans(), early=st.booleans())
+    def an_intent_ends_a_wait(self, via: int, other: int, run_id: str, drop: bool, early: bool) -> None:
+        """Whoever waits for the intents sees what any opening does to them, also if that comes before it."""
+        waiting = self.logs[via % len(self.logs)]
+        writing = self.logs[other % len(self.logs)]
+        drop = drop and run_id in self.model.intents
+
+        async def wait(version: int) -> None:
+            while (await waiting.intents(version, timeout=3600.0)).version == version:
+                pass
+
+        async def wait_and_change() -> None:
+            await self.compare([run_id])
+            version = (await waiting.intents()).version
+            with anyio.fail_after(PATIENCE):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(wait, version)
+                    while not early and not waiting.stats()["waiters"]:
+                        await anyio.lowlevel.checkpoint()
+                    await (writing.drop_intent(run_id) if drop else writing.intend_cancel(run_id, ttl=LONG))
+
+        self.portal.call(wait_and_change)
+        if drop:
+            self.model.intents.discard(run_id)
+        else:
+            self.model.intents.add(run_id)
+        self.wrote[run_id] = other % len(self.logs)
+        self.touched.add(run_id)
+
     @rule(via=openings, run_id=names)
     def wait_cancel(self, via: int, run_id: str) -> None:
         log = self.logs[via % len(self.logs)]
@@ -743,9 +811,12 @@ def test_any_sequence_of_calls_agrees_with_the_model(machine: type[LogMachine], 
     [
         broken.HalfABatchWhenCancelled,
         broken.IgnoresTheFence,
+        broken.KeepsEventsUnderTheFloor,
+        broken.KeepsIntentsForEver,
         broken.OverfillsPages,
         broken.ReusesAnIndex,
         broken.SharesKeysBetweenOwners,
+        broken.TakesTheFloorForTheIndex,
         broken.TrimsSilently,
     ],
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..errors import EventTooLarge
+from ..errors import EventTooLarge, RunIdInvalid
 from ..model import EncodedEvent, NewRun, check_run_id
 
-__all__ = ["MAX_EVENT_BYTES", "MAX_RUN_BYTES", "check_events", "check_new_run", "chunks"]
+__all__ = ["MAX_EVENT_BYTES", "MAX_RUN_BYTES", "check_events", "check_intended", "check_new_run", "chunks"]
 
 MAX_EVENT_BYTES = 8_388_608
 """The default for one event's JSON: generous for text, small enough that a reader's page stays in memory."""
@@ -34,6 +34,18 @@ def check_new_run(run: NewRun) -> None:
         value = getattr(run, name)
         if value is not None and not _is_unicode(value):
             raise ValueError(f"The {name} of run {run.run_id!r} holds a lone surrogate, which no store can keep.")
+
+
+def check_intended(run_id: str) -> None:
+    """Refuse an id for a cancel intent that no store could keep. agno takes ids that this library's runs cannot have.
+
+    Raises:
+        RunIdInvalid: It is empty, too long, or holds NUL or a lone surrogate.
+    """
+    if not 0 < len(run_id) <= 256 or "\0" in run_id or not _is_unicode(run_id):
+        raise RunIdInvalid(
+            f"{run_id[:80]!r} cannot be the id of a run to cancel: use 1 to 256 characters of Unicode, without NUL."
+        )
 
 
 def _is_unicode(value: str) -> bool:

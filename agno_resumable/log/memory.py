@@ -15,8 +15,8 @@ from types import TracebackType
 from typing_extensions import Self
 
 from ..errors import LogClosed, RunExists, RunFinished, RunNotFound, StaleGeneration
-from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus
-from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run, chunks
+from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
+from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
 from .hot import take
 from .protocol import Claim
 from .signals import Signals
@@ -52,6 +52,9 @@ class MemoryEventLog:
         self._transcripts: dict[str, bytes] = {}
         self._changed = Signals()
         self._cancelled = Signals()
+        self._intents: dict[str, float] = {}  # by run, when the intent runs out
+        self._intents_version = 0
+        self._intended = Signals()
         self._open = False
         self._commits = self._appends = self._events = 0
 
@@ -74,6 +77,8 @@ class MemoryEventLog:
         self._open = False
         self._changed.set_all()
         self._cancelled.set_all()
+        self._intents.clear()
+        self._intents_changed()
         self._runs.clear()
         self._keys.clear()
         self._transcripts.clear()
@@ -84,7 +89,7 @@ class MemoryEventLog:
             "commits": self._commits,
             "appends": self._appends,
             "events": self._events,
-            "waiters": self._changed.waiters + self._cancelled.waiters,
+            "waiters": self._changed.waiters + self._cancelled.waiters + self._intended.waiters,
             "runs": len(self._runs),
             "bytes": sum(stored.size for stored in self._runs.values()),
         }
@@ -130,15 +135,32 @@ class MemoryEventLog:
         self._check_open()
         return self._whole(run_id)
 
-    async def claim(self, run_id: str, *, lease: float, generation: int | None = None) -> Run:
+    async def claim(
+        self,
+        run_id: str,
+        *,
+        lease: float,
+        generation: int | None = None,
+        floor: int | None = None,
+        reopen: bool = False,
+    ) -> Run:
         self._check_open()
-        run = self._find(run_id).run
-        if run.status.finished:
+        stored = self._find(run_id)
+        run = stored.run
+        reopened = reopen and run.status is RunStatus.ERROR
+        if run.status.finished and not reopened:
             raise RunFinished(run_id, run.status.value)
         if generation is None:
             generation = run.generation + 1
         elif generation <= run.generation:
             raise StaleGeneration(run_id, generation, run.generation)
+        if floor is not None and floor > run.next_index:
+            stored.batches.clear()
+            stored.size = 0
+            run = replace(run, first_index=floor, next_index=floor)
+        if reopened:
+            self._transcripts.pop(run_id, None)
+            run = replace(run, status=RunStatus.RUNNING, finished_at=None, cancel_requested_at=None)
         self._take_over(run, generation, lease)
         return self._whole(run_id)
 
@@ -229,6 +251,27 @@ class MemoryEventLog:
             self._cancelled.set(run_id)
         return self._whole(run_id)
 
+    async def intend_cancel(self, run_id: str, *, ttl: float) -> None:
+        self._check_open()
+        check_intended(run_id)
+        self._sweep_intents()
+        self._intents[run_id] = max(time.time() + ttl, self._intents.get(run_id, 0.0))
+        self._intents_changed()
+
+    async def drop_intent(self, run_id: str) -> None:
+        self._check_open()
+        if self._intents.pop(run_id, None) is not None:
+            self._intents_changed()
+
+    async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
+        self._check_open()
+        if version == self._intents_version and timeout > 0:
+            await self._intended.wait("", timeout)
+            self._check_open()
+        self._sweep_intents()
+        longest_first = sorted(self._intents, key=self._intents.__getitem__, reverse=True)
+        return Intents(self._intents_version, longest_first[: max(limit, 0)])
+
     async def list(
         self,
         *,
@@ -270,6 +313,7 @@ class MemoryEventLog:
         ]
         for run_id in old:
             self._remove(run_id)
+        self._sweep_intents()
         return len(old)
 
     async def expire(self, *, lease: float) -> Sequence[Run]:
@@ -300,6 +344,16 @@ class MemoryEventLog:
     def _cancel_requested(self, run_id: str) -> bool:
         stored = self._runs.get(run_id)
         return stored is None or stored.run.cancel_requested_at is not None
+
+    def _intents_changed(self) -> None:
+        self._intents_version += 1
+        self._commits += 1
+        self._intended.set_all()
+
+    def _sweep_intents(self) -> None:
+        now = time.time()
+        for run_id in [run_id for run_id, expires in self._intents.items() if expires <= now]:
+            del self._intents[run_id]
 
     def _put(self, run: Run) -> Run:
         self._runs[run.run_id].run = run

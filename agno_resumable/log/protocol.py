@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from typing_extensions import Self
 
-from ..model import Durability, EncodedEvent, NewRun, Page, Run, RunStatus
+from ..model import Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 
 __all__ = ["Claim", "EventLog"]
 
@@ -64,16 +64,32 @@ class EventLog(Protocol):
         """
         ...
 
-    async def claim(self, run_id: str, *, lease: float, generation: int | None = None) -> Run:
+    async def claim(
+        self,
+        run_id: str,
+        *,
+        lease: float,
+        generation: int | None = None,
+        floor: int | None = None,
+        reopen: bool = False,
+    ) -> Run:
         """Take the run over: raise its generation, hold it for ``lease`` seconds, count an attempt.
 
         Without ``generation`` it is raised by one. With it, the run gets exactly that generation, which must be
         above the current one; of two that claim with the same generation only the first succeeds. The run becomes
         RUNNING if it was PAUSED, and a pending cancel request stays.
 
+        With ``floor`` the next event gets at least that index. Where ``next_index`` is lower, what is stored is
+        dropped and the run goes on at ``first_index == next_index == floor``: the indices between are never used,
+        readers behind get a gap, and one whose cursor is ``floor - 1`` has missed nothing. A higher ``next_index``
+        stays. It is for a producer that knows of indices from elsewhere, which the log has lost or never had.
+
+        With ``reopen`` a run that ended in ERROR is taken up again: it is RUNNING, without the end, the transcript and
+        the cancel request that it had. agno continues a run whose process was lost, under the same id.
+
         Raises:
             RunNotFound: There is no such run.
-            RunFinished: Nothing may follow.
+            RunFinished: Nothing may follow. COMPLETED and CANCELLED are for good.
             StaleGeneration: ``generation`` is not above the current one.
         """
         ...
@@ -154,6 +170,35 @@ class EventLog(Protocol):
         """
         ...
 
+    async def intend_cancel(self, run_id: str, *, ttl: float) -> None:
+        """Tell every process that the run shall be cancelled wherever it is, for ``ttl`` seconds by the store's clock.
+
+        The log need not know the run: it may belong to somebody else, or begin only later, and it need not have the
+        form of a run id of this log. A later intent for the same run makes the time longer, never shorter. Intents
+        have nothing to do with ``request_cancel``, and neither creates the other.
+
+        Raises:
+            RunIdInvalid: The id is empty, longer than 256 characters, or holds NUL or what is no Unicode.
+        """
+        ...
+
+    async def drop_intent(self, run_id: str) -> None:
+        """Take the intent for this run back; dropping what is not there is no error and changes nothing."""
+        ...
+
+    async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
+        """Read all live intents: at once if their version is not ``version``, else when it changes or at the timeout.
+
+        The version is raised by every ``intend_cancel`` and by every ``drop_intent`` that removed one, and by nothing
+        else: an intent whose time has run out leaves without a word, and is never returned. A call may return early,
+        with the same version; the intents are in any case those of the moment at which it returns. It never misses:
+        a change committed in this process since ``version`` was read ends the wait at once, and one of another
+        process within the log's polling interval.
+
+        Of more than ``limit`` those that live longest are read.
+        """
+        ...
+
     async def list(
         self,
         *,
@@ -185,7 +230,10 @@ class EventLog(Protocol):
         ...
 
     async def prune(self, *, finished_before: float) -> int:
-        """Delete finished runs whose ``finished_at`` is before that time by the store's clock; return how many."""
+        """Delete finished runs whose ``finished_at`` is before that time by the store's clock; return how many.
+
+        Intents whose time has run out go too, and are not counted.
+        """
         ...
 
     async def expire(self, *, lease: float) -> Sequence[Run]:

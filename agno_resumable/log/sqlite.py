@@ -14,9 +14,9 @@ from types import TracebackType
 from typing_extensions import Self
 
 from ..errors import LogClosed, RunNotFound
-from ..model import Batch, Durability, EncodedEvent, NewRun, Page, Run, RunStatus
+from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 from . import sqlite_ops as ops
-from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_new_run, chunks
+from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
 from .hot import take
 from .protocol import Claim
 from .sqlite_file import SQLiteFile
@@ -109,7 +109,7 @@ class SQLiteEventLog:
             "commits": file.commits.commits if file else 0,
             "appends": self._appends,
             "events": self._events,
-            "waiters": file.watch.waiters if file else 0,
+            "waiters": file.watch.waiters + file.intents.waiters if file else 0,
             "hot_bytes": file.watch.hot.size if file else 0,
         }
 
@@ -119,8 +119,18 @@ class SQLiteEventLog:
         check_new_run(run)
         return await self._file.write(lambda db: ops.create(db, run, lease), self._file.watch.committed)
 
-    async def claim(self, run_id: str, *, lease: float, generation: int | None = None) -> Run:
-        return await self._file.write(lambda db: ops.claim(db, run_id, lease, generation), self._file.watch.committed)
+    async def claim(
+        self,
+        run_id: str,
+        *,
+        lease: float,
+        generation: int | None = None,
+        floor: int | None = None,
+        reopen: bool = False,
+    ) -> Run:
+        return await self._file.write(
+            lambda db: ops.claim(db, run_id, lease, generation, floor, reopen), self._file.watch.committed
+        )
 
     async def append(
         self,
@@ -156,6 +166,13 @@ class SQLiteEventLog:
 
     async def request_cancel(self, run_id: str) -> Run:
         return await self._file.write(lambda db: ops.request_cancel(db, run_id), self._file.watch.committed)
+
+    async def intend_cancel(self, run_id: str, *, ttl: float) -> None:
+        check_intended(run_id)
+        await self._file.write(lambda db: ops.intend_cancel(db, run_id, ttl), self._file.intents.saw)
+
+    async def drop_intent(self, run_id: str) -> None:
+        await self._file.write(lambda db: ops.drop_intent(db, run_id), self._file.intents.saw)
 
     async def trim(self, run_id: str, *, before: int) -> None:
         await self._file.write(lambda db: ops.trim(db, run_id, before), self._file.watch.committed)
@@ -212,6 +229,15 @@ class SQLiteEventLog:
                 file = self._file
                 await file.watch.wait_cancel(run_id, run.version, timeout, file.nudge)
         return False
+
+    async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
+        file = self._file
+        found = await file.look(lambda db: ops.read_intents(db, limit))
+        file.intents.saw(found.version)
+        if found.version == version and timeout > 0:
+            await file.intents.wait(version, timeout, file.nudge)
+            found = await self._file.look(lambda db: ops.read_intents(db, limit))
+        return found
 
     async def list(
         self,

@@ -20,9 +20,9 @@ from .group_commit import GroupCommit, Operation
 from .hot import HotTail
 from .signals import loop_caller
 from .sqlite_commit import transact
-from .sqlite_ops import states
+from .sqlite_ops import intents_version, states
 from .sqlite_schema import connect, set_up
-from .watch import Watch
+from .watch import IntentWatch, Watch
 from .worker import Worker
 
 __all__ = ["SQLiteFile"]
@@ -54,13 +54,14 @@ class SQLiteFile:
         self._poll_interval = poll_interval
         self._busy_timeout = busy_timeout
         self.watch: Watch = Watch(HotTail(max_bytes=hot_bytes))
+        self.intents: IntentWatch = IntentWatch()
         self.durability: Durability = Durability.POWER_LOSS
         self._writer: Worker[sqlite3.Connection] = Worker(
             "agno-resumable-writer",
             self._open_writer,
             sqlite3.Connection.close,
             idle=self._poll,
-            idle_while=lambda: self.watch.busy,
+            idle_while=self._is_watching,
             idle_interval=poll_interval,
         )
         self._reader: Worker[sqlite3.Connection] = Worker(
@@ -88,6 +89,7 @@ class SQLiteFile:
     async def close(self) -> None:
         """Wake who waits, write what was accepted, and end the threads."""
         self.watch.close()
+        self.intents.close()
         with anyio.CancelScope(shield=True):
             await self.commits.drained()
             await self._reader.stop()
@@ -142,9 +144,11 @@ class SQLiteFile:
         self._writer.put(commit)
 
     def _finished(self, group: Group) -> None:
-        was_busy = self.watch.busy
+        was_watching = self._is_watching()
         self.commits.finished(group)
-        if self.watch.busy and not was_busy:  # the thread waits for a job, and looks at nothing until there is one
+        if (
+            self._is_watching() and not was_watching
+        ):  # the thread waits for a job, and looks at nothing until there is one
             self.nudge()
 
     def _refresh(self, asked: Sequence[str], found: Sequence[Run], foreign: bool) -> None:
@@ -152,11 +156,14 @@ class SQLiteFile:
         if self.watch.unsure:
             self.nudge()
 
+    def _is_watching(self) -> bool:
+        return self.watch.busy or self.intents.busy
+
     def _poll(self, db: sqlite3.Connection) -> None:
         """In the writer thread, between jobs: have other processes committed, and what of it concerns us?"""
         now = time.monotonic()
-        unsure = self.watch.unsure and not self._poll_failed
-        if not unsure and (now - self._polled_at < self._poll_interval or not self.watch.busy):
+        unsure = (self.watch.unsure or self.intents.unsure) and not self._poll_failed
+        if not unsure and (now - self._polled_at < self._poll_interval or not self._is_watching()):
             return
         self._polled_at = now
         try:
@@ -167,12 +174,17 @@ class SQLiteFile:
                 found = states(db, asked)
                 self.watch.looked_at(asked)
                 self._call(lambda: self._refresh(asked, found, foreign))
+            if self.intents.unsure or (foreign and self.intents.busy):
+                self.intents.looked_at()
+                intents = intents_version(db)
+                self._call(lambda: self.intents.saw(intents))
             self._data_version = version
         except sqlite3.Error:
             # A store that is away for a moment is asked again at the next turn; those who read or write are told.
             if not self._poll_failed:
                 logger.warning("could not look for the commits of other processes", exc_info=True)
             self._poll_failed = True
+            self.intents.doubt()
         else:
             self._poll_failed = False
 

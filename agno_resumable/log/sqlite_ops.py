@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import RunExists, RunFinished, RunNotFound, StaleGeneration
-from ..model import Batch, EncodedEvent, NewRun, Run, RunStatus
+from ..model import Batch, EncodedEvent, Intents, NewRun, Run, RunStatus
 from .protocol import Claim
 from .sqlite_schema import RUN_COLUMNS, pack, run_from_row, unpack
 
@@ -79,11 +79,19 @@ def get(db: sqlite3.Connection, run_id: str) -> Run:
     return run_from_row(row[3:], row[:3])
 
 
-def claim(db: sqlite3.Connection, run_id: str, lease: float, generation: int | None) -> Run:
-    row = db.execute("SELECT status, generation FROM run WHERE run_id = ?", (run_id,)).fetchone()
+def claim(
+    db: sqlite3.Connection,
+    run_id: str,
+    lease: float,
+    generation: int | None,
+    floor: int | None = None,
+    reopen: bool = False,
+) -> Run:
+    row = db.execute("SELECT status, generation, id, next_index FROM run WHERE run_id = ?", (run_id,)).fetchone()
     if row is None:
         raise RunNotFound(run_id)
-    if RunStatus(row[0]).finished:
+    reopened = reopen and row[0] == RunStatus.ERROR.value
+    if RunStatus(row[0]).finished and not reopened:
         raise RunFinished(run_id, row[0])
     if generation is not None and generation <= row[1]:
         raise StaleGeneration(run_id, generation, row[1])
@@ -94,6 +102,14 @@ def claim(db: sqlite3.Connection, run_id: str, lease: float, generation: int | N
         "WHERE run_id = ?",
         (generation, now, now + lease, run_id),
     )
+    if floor is not None and floor > row[3]:
+        db.execute("DELETE FROM chunk WHERE run = ?", (row[2],))
+        db.execute("UPDATE run SET first_index = ?, next_index = ?, size = 0 WHERE id = ?", (floor, floor, row[2]))
+    if reopened:
+        db.execute(
+            "UPDATE run SET status = 'RUNNING', finished_at = NULL, cancel_requested_at = NULL WHERE id = ?", (row[2],)
+        )
+        db.execute("UPDATE payload SET transcript = NULL WHERE id = ?", (row[2],))
     return get(db, run_id)
 
 
@@ -226,6 +242,44 @@ def request_cancel(db: sqlite3.Connection, run_id: str) -> Run:
     return get(db, run_id)
 
 
+def intend_cancel(db: sqlite3.Connection, run_id: str, ttl: float) -> int:
+    now = time.time()
+    sweep_intents(db)
+    db.execute(
+        "INSERT INTO intent (run_id, expires_at) VALUES (?, ?) "
+        "ON CONFLICT DO UPDATE SET expires_at = max(expires_at, excluded.expires_at)",
+        (run_id, now + ttl),
+    )
+    return _next_intents_version(db)
+
+
+def drop_intent(db: sqlite3.Connection, run_id: str) -> int:
+    if db.execute("DELETE FROM intent WHERE run_id = ? RETURNING 1", (run_id,)).fetchall():
+        return _next_intents_version(db)
+    return intents_version(db)
+
+
+def _next_intents_version(db: sqlite3.Connection) -> int:
+    ((version,),) = db.execute("UPDATE intents SET version = version + 1 RETURNING version").fetchall()
+    return int(version)
+
+
+def intents_version(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT version FROM intents").fetchone()[0])
+
+
+def read_intents(db: sqlite3.Connection, limit: int) -> Intents:
+    rows = db.execute(  # one statement, and so one moment; without a live intent it gives one row with the version
+        "SELECT version, run_id FROM intents LEFT JOIN intent ON expires_at > ? ORDER BY expires_at DESC LIMIT ?",
+        (time.time(), max(limit, 1)),
+    ).fetchall()
+    return Intents(rows[0][0], [run_id for _, run_id in rows if run_id is not None][: max(limit, 0)])
+
+
+def sweep_intents(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM intent WHERE expires_at <= ?", (time.time(),))
+
+
 def list_runs(
     db: sqlite3.Connection, filters: Sequence[tuple[str, object]], limit: int, before: float | None
 ) -> list[Run]:
@@ -264,6 +318,7 @@ def delete(db: sqlite3.Connection, run_id: str) -> list[str]:
 
 def prune(db: sqlite3.Connection, finished_before: float, limit: int) -> list[str]:
     """Delete up to ``limit`` runs: appends wait for a transaction, so a sweep of thousands goes in steps."""
+    sweep_intents(db)
     return _remove(
         db,
         db.execute(

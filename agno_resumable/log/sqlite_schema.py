@@ -12,13 +12,13 @@ from ..model import EncodedEvent, Family, Run, RunStatus
 
 __all__ = ["RUN_COLUMNS", "connect", "pack", "run_from_row", "set_up", "unpack"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x61677275  # "agru", so that nothing else's database is taken for ours
 MINIMUM_SQLITE = (3, 38, 0)  # RETURNING came with 3.35, JSON functions by default with 3.38
 
 # Events lie in chunks: what one append stored, as lines that alternate between type and JSON. A row an event would
 # cost one statement an event, and every statement gives the interpreter lock away and has to win it back.
-_SCHEMA = """
+_VERSION_1 = """
 CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     run_id TEXT NOT NULL UNIQUE,
@@ -56,6 +56,17 @@ CREATE TABLE chunk (
     PRIMARY KEY (run, last_index)
 ) WITHOUT ROWID;
 """
+
+_VERSION_2 = """
+CREATE TABLE intent (run_id TEXT PRIMARY KEY, expires_at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX intent_by_end ON intent (expires_at);
+CREATE TABLE intents (version INTEGER NOT NULL);
+INSERT INTO intents (version) VALUES (0);
+"""
+
+# Each step leads from the version before it. A process of an older version that has the file open goes on as before:
+# a step may add, and never change what is there.
+_STEPS = (_VERSION_1, _VERSION_2)
 
 RUN_COLUMNS = (
     "run_id, family, component_id, session_id, user_id, idempotency_key, status, first_index, next_index, generation, "
@@ -141,8 +152,8 @@ def _is_locked(error: sqlite3.Error) -> bool:
     return "locked" in str(error) if code is None else code & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
 
 
-def _check_owner(db: sqlite3.Connection, path: str) -> bool:
-    """Whether the file is empty; raises if it is not ours, or too new."""
+def _check_owner(db: sqlite3.Connection, path: str) -> int:
+    """The version of the file's schema, 0 where it is empty; raises if it is not ours, or too new."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     application = db.execute("PRAGMA application_id").fetchone()[0]
     empty = not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -150,15 +161,16 @@ def _check_owner(db: sqlite3.Connection, path: str) -> bool:
         raise LogUnavailable(f"{path!r} is another program's database: give the log a file of its own.")
     if version > SCHEMA_VERSION:
         raise SchemaTooNew(path, version, SCHEMA_VERSION)
-    return empty
+    return int(version)
 
 
 def set_up(db: sqlite3.Connection, path: str) -> None:
-    """Create the schema in an empty file."""
+    """Create the schema in an empty file, and bring that of an older version up to date."""
     db.execute("BEGIN IMMEDIATE")  # of two processes that open an empty file at once, one makes the schema
     try:
-        if _check_owner(db, path):
-            for statement in _SCHEMA.split(";"):
+        version = _check_owner(db, path)
+        if version < SCHEMA_VERSION:
+            for statement in "".join(_STEPS[version:]).split(";"):
                 if statement.strip():
                     db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")

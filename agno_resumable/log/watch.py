@@ -14,7 +14,7 @@ from ..model import Batch, Run
 from .hot import HotTail
 from .signals import Signals
 
-__all__ = ["Watch"]
+__all__ = ["IntentWatch", "Watch"]
 
 
 class Watch:
@@ -137,3 +137,56 @@ class Watch:
         if unsure:
             self._unsure.append(run_id)
         await self._cancelled.wait(run_id, timeout, nudge if unsure else None)
+
+
+class IntentWatch:
+    """Who waits for a change of the cancel intents, beside ``Watch``."""
+
+    def __init__(self) -> None:
+        self._changed = Signals()
+        self._version = -1  # the newest that a commit of this process, a read or a look has shown
+        self._unsure = False
+
+    @property
+    def waiters(self) -> int:
+        """How many tasks wait at this moment."""
+        return self._changed.waiters
+
+    @property
+    def busy(self) -> bool:
+        """Whether the commits of other processes concern anybody. Safe to ask from any thread."""
+        return bool(self._changed.keys)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether to look even if nobody else has committed: a change may lie between a read and its wait."""
+        return self._unsure
+
+    def saw(self, version: int) -> None:
+        """This version is committed."""
+        if version > self._version:
+            self._version = version
+            self._changed.set_all()
+
+    def looked_at(self) -> None:
+        """In the thread that looks, before it does: who begins to wait from here on is unsure again."""
+        self._unsure = False
+
+    def doubt(self) -> None:
+        """In the thread that looks: it could not."""
+        self._unsure = True
+
+    async def wait(self, version: int, timeout: float, nudge: Callable[[], None]) -> None:
+        """Return when another version than ``version`` has been seen, or early, or after ``timeout`` seconds."""
+        if self._version > version:
+            return
+
+        def look() -> None:
+            self._unsure = True
+            nudge()
+
+        await self._changed.wait("", timeout, look)
+
+    def close(self) -> None:
+        """Wake everybody."""
+        self._changed.set_all()

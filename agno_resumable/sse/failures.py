@@ -9,7 +9,7 @@ from .frames import Identity, error_event
 from .names import event_name
 from .values import class_name, clean_text, is_control_flow
 
-__all__ = ["failure_event", "read"]
+__all__ = ["failure_event", "family_of", "read"]
 
 _MAX_TEXT = 300
 _BASES = {
@@ -28,7 +28,7 @@ def failure_event(
     event_class = class_name(event)
     event_type = event_name(read(event, "event"))
     cause = class_name(error)
-    family = _family(event, event_type, family)
+    family = family_of(event, event_type, family)
     identity = _identity(event, family, run_id)
     _log(event_class, event_type, cause, identity.run_id)
     reason = _text_of(error)
@@ -54,7 +54,7 @@ def _log(event_class: str, event_type: str, cause: str, run_id: str | None) -> N
     )
 
 
-def _family(event: object, event_type: str, family: Family | str | None) -> Family:
+def family_of(event: object, event_type: str, family: Family | str | None = None) -> Family:
     """The stream's family if given, else that of the event's base class, else what its name says, else agent."""
     if family is not None:
         try:

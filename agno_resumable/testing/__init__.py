@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import appending, cancelling, leases, reading, runs, sharing, waiting
+from . import appending, cancelling, intents, leases, reading, runs, sharing, waiting
 from .contract import Check, LimitedFactory, LogFactory, ReopenFactory, checks_of
 
 __all__ = ["Check", "LimitedFactory", "LogFactory", "ReopenFactory", "check_event_log", "event_log_checks"]
@@ -24,7 +24,7 @@ __all__ = ["Check", "LimitedFactory", "LogFactory", "ReopenFactory", "check_even
 
 def event_log_checks() -> Sequence[Check]:
     """Every check of the suite, in the order in which ``check_event_log`` runs them."""
-    modules = (runs, appending, reading, waiting, leases, cancelling, sharing)
+    modules = (runs, appending, reading, waiting, leases, intents, cancelling, sharing)
     return [check for module in modules for check in checks_of(module)]
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import anyio
 
-from ..errors import StaleGeneration
+from ..errors import RunFinished, StaleGeneration
 from ..log.protocol import EventLog
 from ..model import NewRun, Run, RunStatus
 from .contract import LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start
@@ -106,6 +106,77 @@ async def a_claim_keeps_what_the_run_is(bench: Bench) -> None:
             (b'{"i":1}', status.value, 0 if status is RunStatus.PENDING else 1),
         )
         same("wait_cancel of the new producer", await log.wait_cancel(status.value, timeout=0.0), True)
+
+
+@clause()
+async def a_claim_with_a_floor_raises_the_next_index(bench: Bench) -> None:
+    """claim: with a `floor` above next_index what is stored is dropped, and the run goes on at the floor."""
+    log = bench.log
+    for status in (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.PAUSED):
+        name = status.value
+        before = await start(log, name)
+        if status is not RunStatus.PENDING:
+            await log.append(name, 1, [event(number) for number in range(5)], status=status)
+            before = (await read_all(log, name))[0]
+        claimed = await log.claim(name, lease=LEASE, floor=40)
+        page = await log.read(name)
+        for run in (claimed, await log.get(name), page.run):
+            same("first_index and next_index", (run.first_index, run.next_index), (40, 40))
+            wanted = RunStatus.RUNNING if status is RunStatus.PAUSED else status
+            same("generation, attempts and status", (run.generation, run.attempts, run.status), (2, 2, wanted))
+        expect(page.run.version > before.version, "the version was not raised")
+        same("what is left", page.events, [])
+        await refusal("append of the old producer", log.append(name, 1, [event("old")]), StaleGeneration)
+        same("the next index", await log.append(name, 2, [event(40), event(41)]), 42)
+        for after in (-1, 3, 4, 39):
+            _, events = await read_all(log, name, after)
+            same(f"the indices behind {after}", [stored.index for stored in events], [40, 41])
+        same("what is behind 40", [stored.data for stored in (await read_all(log, name, 40))[1]], [event(41).data])
+
+
+@clause()
+async def a_claim_may_take_up_a_run_that_ended_in_error(bench: Bench) -> None:
+    """claim: with `reopen` a run that ended in ERROR goes on with its next index; COMPLETED and CANCELLED do not."""
+    log = bench.log
+    await start(log, "run", event(0))
+    await log.request_cancel("run")
+    await log.append("run", 1, [event(1)], status=RunStatus.ERROR, transcript=b'{"content":null}')
+    await refusal("claim without reopen", log.claim("run", lease=LEASE), RunFinished)
+    claimed = await log.claim("run", lease=LEASE, reopen=True)
+    for run in (claimed, await log.get("run")):
+        same(
+            "status, generation, next index, end, cancel, transcript",
+            (run.status, run.generation, run.next_index, run.finished_at, run.cancel_requested_at, run.transcript),
+            (RunStatus.RUNNING, 2, 2, None, None, None),
+        )
+        expect(run.lease_expires_at is not None, "a run that was taken up again has no lease")
+    same("how many were pruned", await log.prune(finished_before=await log.now() + 60), 0)
+    await log.append("run", 2, [event(2)], status=RunStatus.COMPLETED)
+    same("how many events there are", len((await read_all(log))[1]), 3)
+    for number, status in enumerate((RunStatus.COMPLETED, RunStatus.CANCELLED)):
+        await start(log, f"run{number}", event(0))
+        await log.append(f"run{number}", 1, (), status=status)
+        await refusal("claim with reopen", log.claim(f"run{number}", lease=LEASE, reopen=True), RunFinished)
+
+
+@clause()
+async def a_floor_never_lowers_anything(bench: Bench) -> None:
+    """claim: a next_index that is as high as the `floor`, or higher, stays, with all that is stored."""
+    log = bench.log
+    await start(log, "run", *[event(number) for number in range(6)])
+    await log.trim("run", before=2)
+    for generation, floor in enumerate((-1, 0, 1, 3, 5, 6), 2):
+        run = await log.claim("run", lease=LEASE, floor=floor)
+        same("first_index and next_index", (run.first_index, run.next_index, run.generation), (2, 6, generation))
+        same("what is stored", [stored.index for stored in (await read_all(log))[1]], [2, 3, 4, 5])
+    before = await log.get("run")
+    await refusal("claim", log.claim("run", lease=LEASE, generation=7, floor=50), StaleGeneration)
+    same("the run after a refused claim", await log.get("run"), before)
+    await log.append("run", 7, [], status=RunStatus.COMPLETED)
+    before = await log.get("run")
+    await refusal("claim", log.claim("run", lease=LEASE, floor=50), RunFinished)
+    same("the run after a refused claim", await log.get("run"), before)
+    same("what is stored", [stored.index for stored in (await read_all(log))[1]], [2, 3, 4, 5])
 
 
 @clause()

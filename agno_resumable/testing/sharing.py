@@ -7,8 +7,23 @@ from functools import partial
 
 from ..errors import LogClosed, RunExists, RunNotFound, StaleGeneration
 from ..log.protocol import EventLog
-from ..model import EncodedEvent, Event, NewRun, Run, RunStatus
-from .contract import FOREVER, LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start
+from ..model import EncodedEvent, Event, Intents, NewRun, Run, RunStatus
+from .contract import (
+    FOREVER,
+    LEASE,
+    Bench,
+    clause,
+    collect,
+    crowd,
+    event,
+    expect,
+    read_all,
+    refusal,
+    same,
+    start,
+    turns,
+)
+from .intents import changed_intents
 from .waiting import changes_of, check_wakeups
 
 __all__: list[str] = []
@@ -166,6 +181,66 @@ async def the_fence_holds_between_openings(bench: Bench) -> None:
             await holder.append("run", generation, [event(generation)])
             same("a read by the one that appended", await shows(holder, "run", wanted)(), True)
             await bench.until("the other to see the append", shows(loser, "run", wanted))
+
+
+@clause("reopen")
+async def a_floor_given_elsewhere_is_seen(bench: Bench) -> None:
+    """claim: what another process dropped for the sake of a floor is not read from memory here."""
+    log = bench.log
+    await start(log, "run", *[event(f"old-{number}") for number in range(10)])
+    await read_all(log)
+    async with bench.again() as other:
+        await other.claim("run", lease=LEASE, floor=30)
+        await bench.until("the floor to be seen", shows(log, "run", [], 30))
+        await refusal("append of the old producer", log.append("run", 1, [event("late")]), StaleGeneration)
+        same("the next index", await other.append("run", 2, [event("new")]), 31)
+        await bench.until("the event to be seen", shows(log, "run", [event("new")], 30))
+        await log.claim("run", lease=LEASE, floor=31)
+        same("the next index", await log.append("run", 3, [event("newer")]), 32)
+        same("a read by the one that appended", await shows(log, "run", [event("new"), event("newer")], 30)(), True)
+
+
+@clause("reopen")
+async def intents_are_shared_and_kept(bench: Bench) -> None:
+    """intents: what one process intends or takes back another sees, and the next one that opens the log."""
+    async with bench.again() as other:
+        await bench.log.intend_cancel("run", ttl=LEASE)
+        await bench.log.intend_cancel("short", ttl=0.02)
+        await bench.until("the intent to be seen", partial(_intended, other, ["run"]))
+        await other.drop_intent("run")
+        await bench.until("its end to be seen", partial(_intended, bench.log, []))
+        await other.intend_cancel("kept", ttl=LEASE)
+    version = (await bench.log.intents()).version
+    async with bench.again() as third:
+        kept = await third.intents()
+        same("the intents after reopening", (kept.version, list(kept.run_ids)), (version, ["kept"]))
+
+
+async def _intended(log: EventLog, wanted: list[str]) -> bool:
+    return list((await log.intents()).run_ids) == wanted
+
+
+@clause("reopen")
+async def an_intent_elsewhere_ends_a_wait(bench: Bench) -> None:
+    """intents: a change of another process ends the wait, however it falls around the wait's beginning."""
+    log = bench.log
+    async with bench.again() as other:
+        for number in range(30):
+            version = (await log.intents()).version
+            with bench.soon("intents to return when another process intends or drops"):
+                async with crowd() as group:
+                    seen = collect(group, *[partial(changed_intents, log, version)] * 2)
+                    if number % 3:
+                        await turns(number)
+                    else:
+                        await bench.waiters(2)
+                    if number % 2:
+                        await other.drop_intent(f"{number - 1}")
+                    else:
+                        await other.intend_cancel(f"{number}", ttl=LEASE)
+            wanted = [] if number % 2 else [f"{number}"]
+            same("what they saw", [list(one.run_ids) for one in seen if isinstance(one, Intents)], [wanted] * 2)
+        await bench.waiters(0)
 
 
 @clause("reopen")

@@ -19,6 +19,7 @@ def changes_of(log: EventLog) -> dict[str, Callable[[], Awaitable[object]]]:
         "an append of a status only": lambda: log.append("run", 1, [], status=RunStatus.PAUSED),
         "the end of the run": lambda: log.append("run", 1, [event(1)], status=RunStatus.COMPLETED),
         "a claim": lambda: log.claim("run", lease=LEASE),
+        "a claim with a floor": lambda: log.claim("run", lease=LEASE, floor=7),
         "a cancel request": lambda: log.request_cancel("run"),
         "a trim": lambda: log.trim("run", before=1),
         "a delete": lambda: log.delete("run"),
