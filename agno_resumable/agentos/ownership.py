@@ -1,0 +1,40 @@
+"""Whose run it is, from the request to wherever agno registers the run.
+
+``register_run`` of agno's event streams is told a run id and nothing else. A context variable set around the request
+reaches it, and every task that the request starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from ..model import Family
+
+__all__ = ["RequestOwner", "request_owner"]
+
+
+class RequestOwner(NamedTuple):
+    """The request that a run comes from.
+
+    Attributes:
+        family: By the request's path.
+        component_id: By the request's path.
+        session_id: As posted, if it was read already.
+        state: The scope's own state, which agno's middleware writes to later: it sits inside of the bridge.
+    """
+
+    family: Family
+    component_id: str
+    session_id: str | None
+    state: Mapping[str, Any]
+
+    @property
+    def user_id(self) -> str | None:
+        """The authenticated user, as far as the request has been authenticated by now."""
+        user_id = self.state.get("user_id")
+        return None if user_id is None else str(user_id)
+
+
+request_owner: ContextVar[RequestOwner | None] = ContextVar("agno_resumable_request_owner", default=None)
