@@ -41,20 +41,19 @@ __all__ = ["LogEventStream", "last_encoded"]
 
 logger: logging.Logger = logging.getLogger("agno_resumable.agentos")
 
-# What add_event has encoded last, for the formatter of the primary client, which agno asks next about the same event.
-_last: tuple[object, int, bytes] | None = None
+# By the id of the event: what was encoded last of each run, for the formatter of the primary client, which agno asks
+# next about the same event. A leg takes its own out again, so there are never more than legs.
+_encoded: dict[int, tuple[object, int, bytes]] = {}
 
 
 def last_encoded(event: object, index: int | None) -> bytes | None:
-    """The JSON of this very event, if ``add_event`` has just encoded it under this index; taken once.
+    """The JSON of this very event, if it is what ``add_event`` has encoded last of its run, under this index.
 
     It is what the log stores, without ``event_index``.
     """
-    global _last
-    known = _last
+    known = _encoded.get(id(event))
     if known is None or known[0] is not event or known[1] != index:
         return None
-    _last = None
     return known[2]
 
 
@@ -251,8 +250,9 @@ class LogEventStream(BaseEventStream):
         index = leg.take(event, encoded)
         with suppress(Exception):  # a frozen event of somebody else's, say
             event.event_index = index
-        global _last
-        _last = (event, index, encoded.data)
+        _encoded.pop(leg.encoded, None)
+        leg.encoded = id(event)
+        _encoded[leg.encoded] = (event, index, encoded.data)
         await leg.breathe()
         return self._lost(leg) if leg.outbox.lost else index
 
@@ -387,7 +387,13 @@ class LogEventStream(BaseEventStream):
             family = None  # nobody has said; the first event knows
         so_far = await Transcript.of_log(supervisor.log, run) if run.next_index > run.first_index else None
         leg = Leg(supervisor.log, run, outage=self._outage, family=family, transcript=so_far)
-        leg.release = supervisor.hold(leg)
+        let_go = supervisor.hold(leg)
+
+        def release() -> None:
+            let_go()
+            _encoded.pop(leg.encoded, None)
+
+        leg.release = release
         supervisor.watch(leg.write)
         return leg
 

@@ -65,6 +65,8 @@ class Leg:
         self.done: anyio.Event = self.outbox.done
         self.release: Callable[[], None] = lambda: None
         """Ends the renewal of the lease."""
+        self.encoded: int = 0
+        """The ``id`` of the event that was encoded last."""
         self._ending = Ending(run.run_id, family or run.family)
         self._known = False
         self._turn = time.perf_counter()

@@ -21,14 +21,19 @@ class RequestOwner(NamedTuple):
     Attributes:
         family: By the request's path.
         component_id: By the request's path.
-        session_id: As posted, if it was read already.
+        fields: The form's fields, as far as they have been read by now.
         state: The scope's own state, which agno's middleware writes to later: it sits inside of the bridge.
     """
 
     family: Family
     component_id: str
-    session_id: str | None
+    fields: Mapping[str, str] | None
     state: Mapping[str, Any]
+
+    @property
+    def session_id(self) -> str | None:
+        """The session, where the client named it; agno makes one otherwise."""
+        return (self.fields or {}).get("session_id") or None
 
     @property
     def user_id(self) -> str | None:

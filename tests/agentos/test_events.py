@@ -24,7 +24,7 @@ from agno_resumable import (
     SQLiteEventLog,
 )
 from agno_resumable.agentos import LogEventStream
-from agno_resumable.agentos.events import last_encoded
+from agno_resumable.agentos.events import _encoded, last_encoded
 from agno_resumable.agentos.leg import FENCE
 from agno_resumable.agentos.ownership import RequestOwner, request_owner
 from agno_resumable.sse import Decoder, Frame, format_sse_event
@@ -119,7 +119,14 @@ async def test_the_formatter_gets_what_was_encoded_once(stream: LogEventStream) 
     assert encoded is not None
     assert orjson.loads(encoded)["content"] == "word"
     assert b"event_index" not in encoded
-    assert last_encoded(event, index) is None  # taken once
+    await begin(stream, "other")
+    await stream.add_event("other", other)
+    assert last_encoded(event, index) == encoded  # whatever other runs say meanwhile
+    await stream.add_event("run", said("next"))
+    assert last_encoded(event, index) is None
+    await stream.complete_run("run", AgnoStatus.completed)
+    await stream.complete_run("other", AgnoStatus.completed)
+    await eventually(lambda: not _encoded)
 
 
 @pytest.mark.parametrize(
@@ -329,9 +336,10 @@ async def test_cleaning_up_deletes_the_run(stream: LogEventStream) -> None:
 
 @pytest.mark.parametrize("family", Family)
 async def test_a_run_belongs_to_the_request_that_it_came_from(stream: LogEventStream, family: Family) -> None:
+    fields: dict[str, str] = {}
     state: dict[str, Any] = {}
-    token = request_owner.set(RequestOwner(family, "component", "session", state))
-    state["user_id"] = "alice"  # the JWT middleware comes later
+    token = request_owner.set(RequestOwner(family, "component", fields, state))
+    fields["session_id"], state["user_id"] = "session", "alice"  # the body and the JWT middleware come later
     try:
         await stream.register_run("run")
     finally:
