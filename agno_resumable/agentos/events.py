@@ -22,7 +22,7 @@ from ..errors import (
     StaleGeneration,
 )
 from ..log.protocol import EventLog
-from ..model import Batch, Family, NewRun, Run, RunStatus, render_frames
+from ..model import Batch, EncodedEvent, Family, NewRun, Run, RunStatus, render_frames
 from ..reader import Gap, follow
 from ..supervisor import Policy, Supervisor
 from ..transcript import Transcript
@@ -43,14 +43,11 @@ logger: logging.Logger = logging.getLogger("agno_resumable.agentos")
 
 # By the id of the event: what was encoded last of each run, for the formatter of the primary client, which agno asks
 # next about the same event. A leg takes its own out again, so there are never more than legs.
-_encoded: dict[int, tuple[object, int, bytes]] = {}
+_encoded: dict[int, tuple[object, int, EncodedEvent]] = {}
 
 
-def last_encoded(event: object, index: int | None) -> bytes | None:
-    """The JSON of this very event, if it is what ``add_event`` has encoded last of its run, under this index.
-
-    It is what the log stores, without ``event_index``.
-    """
+def last_encoded(event: object, index: int | None) -> EncodedEvent | None:
+    """What the log stores for this very event, if ``add_event`` has encoded it last of its run, under this index."""
     known = _encoded.get(id(event))
     if known is None or known[0] is not event or known[1] != index:
         return None
@@ -252,7 +249,7 @@ class LogEventStream(BaseEventStream):
             event.event_index = index
         _encoded.pop(leg.encoded, None)
         leg.encoded = id(event)
-        _encoded[leg.encoded] = (event, index, encoded.data)
+        _encoded[leg.encoded] = (event, index, encoded)
         await leg.breathe()
         return self._lost(leg) if leg.outbox.lost else index
 

@@ -117,8 +117,9 @@ async def test_the_formatter_gets_what_was_encoded_once(stream: LogEventStream) 
     assert last_encoded(event, index + 1) is None
     encoded = last_encoded(event, index)
     assert encoded is not None
-    assert orjson.loads(encoded)["content"] == "word"
-    assert b"event_index" not in encoded
+    assert encoded.type == "RunContent"
+    assert orjson.loads(encoded.data)["content"] == "word"
+    assert b"event_index" not in encoded.data
     await begin(stream, "other")
     await stream.add_event("other", other)
     assert last_encoded(event, index) == encoded  # whatever other runs say meanwhile
