@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agno_resumable.agentos.versions import agno_version
 from agno_resumable.sse import Decoder, Frame
 
 from .support import PATIENCE, server_thread
@@ -24,6 +25,21 @@ def example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def agno_as_it_was() -> Iterator[None]:
+    """What ``make_resumable`` sets belongs to the process."""
+    from agno.os import event_streams
+    from agno.run import cancel
+
+    from agno_resumable.agentos import harden
+
+    stream, manager = event_streams.get_event_stream(), cancel.get_cancellation_manager()
+    yield
+    event_streams.set_event_stream(stream)
+    cancel.set_cancellation_manager(manager)
+    harden().undo()
 
 
 def frames(body: bytes) -> list[Frame]:
@@ -69,3 +85,36 @@ def test_each_family_streams_to_its_own_end(
         assert [frame.event for frame in frames(answer.content)][-2:] == [ending, "end"]
         run = client.get(f"{path}/runs/{answer.headers['x-run-id']}").json()
         assert run["status"] == "COMPLETED"
+
+
+@pytest.mark.skipif(agno_version() < (3, 0, 0), reason="make_resumable needs agno 3.0")
+@pytest.mark.usefixtures("agno_as_it_was")
+@pytest.mark.parametrize(
+    ("path", "ending"),
+    [
+        ("/agents/story", "RunCompleted"),
+        ("/teams/editors", "TeamRunCompleted"),
+        ("/workflows/press", "WorkflowCompleted"),
+    ],
+)
+def test_one_line_makes_an_agentos_resumable(
+    path: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_FILE", str(tmp_path / "agno.db"))
+    with example("agentos_app", tmp_path, monkeypatch) as client:
+        # The client says nothing of the background, and leaves after the first frames
+        decoder, seen = Decoder(), list[Frame]()
+        with client.stream("POST", f"{path}/runs", data={"message": "hello", "session_id": "s1"}) as answer:
+            run_id = answer.headers["x-run-id"]
+            for chunk in answer.iter_bytes():
+                seen += decoder.feed(chunk)
+                if len(seen) >= 2:
+                    break
+        cursor = str(seen[-1].id)
+        events = f"{path}/runs/{run_id}/events"
+        rest = frames(client.get(events, params={"session_id": "s1"}, headers={"Last-Event-ID": cursor}).content)
+        assert [frame.event for frame in rest][-2:] == [ending, "end"]
+        ids = [frame.id for frame in (*seen, *rest[:-1])]
+        assert ids == [f"{run_id}:{index}" for index in range(len(ids))]
+        at_its_end = client.get(events, params={"session_id": "s1"}, headers={"Last-Event-ID": str(ids[-1])})
+        assert at_its_end.status_code == 204
