@@ -22,14 +22,11 @@ from .executing import Executing
 from .hard_cancel import HardCancel
 from .intent_link import IntentLink
 from .intents import IntentBook
-from .ownership import request_owner
+from .ownership import RUN_OF_REQUEST, request_owner
 
-__all__ = ["RUN_OF_REQUEST", "LogCancellationManager"]
+__all__ = ["LogCancellationManager"]
 
 logger: logging.Logger = logging.getLogger("agno_resumable.agentos")
-
-RUN_OF_REQUEST = "agno_resumable_run_id"
-"""Where the state of a request's scope names the run that it has begun: the bridge learns of it from nowhere else."""
 
 _PATIENCE = 10.0  # seconds that a thread waits for the log
 

@@ -288,7 +288,9 @@ class LogEventStream(BaseEventStream):
     async def tail(self, run_id: str, last_event_index: int | None = None) -> AsyncIterator[tuple[int, str]]:
         """Yield the frames behind the cursor with their indices, until the run ends or pauses."""
         after = -1 if last_event_index is None else last_event_index
-        await self._read(run_id)  # the client may have seen what is not stored yet
+        leg = self._legs.get(run_id)
+        if leg is not None:
+            await self._flush(leg)  # the client may have seen what is not stored yet
         with suppress(RunNotFound):
             async for item in follow(await self.log(), run_id, after, stop_when_paused=True):
                 if isinstance(item, Batch):

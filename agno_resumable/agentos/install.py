@@ -10,8 +10,6 @@ from ..errors import UnsupportedLogURL
 from ..log.protocol import EventLog
 from ..model import Run
 from .bridge import AgentOSBridge
-from .cancellation import LogCancellationManager
-from .events import LogEventStream
 from .hardening import harden
 from .rows import Rows
 from .versions import require_agno
@@ -32,6 +30,7 @@ def make_resumable(
     cancel_grace: float = 1.0,
     heartbeat: float = 15.0,
     max_age: float = 300.0,
+    send_timeout: float = 30.0,
     retry_ms: int = 3000,
 ) -> AgentOSBridge:
     """Make the runs of an AgentOS resumable, and return the application to serve in the place of ``get_app()``.
@@ -51,6 +50,7 @@ def make_resumable(
         cancel_grace: Seconds after which a cancelled run that does not notice is cancelled hard.
         heartbeat: Seconds of silence after which a stream gets a heartbeat.
         max_age: Seconds that a GET stream lives before its client is told to come again, ± 20 %.
+        send_timeout: Seconds that one ``send`` may be blocked by a client that does not read.
         retry_ms: The largest delay, in milliseconds, that EventSource is told to reconnect with.
 
     Raises:
@@ -60,6 +60,9 @@ def make_resumable(
     require_agno((3, 0), "make_resumable")
     from agno.os.event_streams import set_event_stream
     from agno.run.cancel import set_cancellation_manager
+
+    from .cancellation import LogCancellationManager
+    from .events import LogEventStream
 
     stream = LogEventStream(
         log_url_of(agent_os) if log is None else log, lease=lease, sweep_interval=sweep_interval, retention=retention
@@ -81,6 +84,7 @@ def make_resumable(
         promote_inline=promote_inline,
         heartbeat=heartbeat,
         max_age=max_age,
+        send_timeout=send_timeout,
         retry_ms=retry_ms,
     )
 

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 from ..model import Family
 
-__all__ = ["RequestOwner", "request_owner"]
+__all__ = ["RUN_OF_REQUEST", "RequestOwner", "request_owner"]
+
+RUN_OF_REQUEST = "agno_resumable_run_id"
+"""In the request's state: the outermost run that it has begun, as agno registers it for cancellation."""
 
 
 class RequestOwner(NamedTuple):

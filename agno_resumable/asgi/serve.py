@@ -30,7 +30,7 @@ from .response import STREAM_HEADERS, EventStreamResponse
 if TYPE_CHECKING:
     from ..stream import ResumableStream
 
-__all__ = ["cursor_of", "error_response", "events_response", "start_response"]
+__all__ = ["cursor_of", "error_response", "events_response", "names_of", "nothing_left", "start_response"]
 
 logger: logging.Logger = logging.getLogger("agno_resumable.serve")
 
@@ -85,10 +85,10 @@ async def events_response(
         check_run_id(run_id)
         if after is None:
             after = cursor_of(request, run_id)
-        dialect = Native(types=_names(request, "types"), exclude=_names(request, "exclude") or ())
+        dialect = Native(types=names_of(request, "types"), exclude=names_of(request, "exclude") or ())
         log = await stream.log()
         run = await visible_run(stream, request, run_id, access)
-        if run.status.finished and await _nothing_left(log, run, after, dialect):
+        if run.status.finished and await nothing_left(log, run, after, dialect):
             return Response(status_code=204, headers={"Cache-Control": "no-store", "X-Run-Id": run_id})
     except RunIdInvalid:
         return error_response(RunNotFound(run_id))
@@ -177,12 +177,13 @@ def _repeated(request: Request) -> tuple[str | None, int]:
     return check_run_id(run_id), parse_cursor(last, run_id)
 
 
-def _names(request: Request, parameter: str) -> Collection[str] | None:
+def names_of(request: Request, parameter: str) -> Collection[str] | None:
+    """The event names in a query parameter, which may be given more than once; ``None`` without any."""
     given = request.query_params.getlist(parameter)
     return frozenset(name.strip() for value in given for name in value.split(",") if name.strip()) if given else None
 
 
-async def _nothing_left(log: EventLog, run: Run, after: int, dialect: Native) -> bool:
+async def nothing_left(log: EventLog, run: Run, after: int, dialect: Native) -> bool:
     """Whether a finished run has no event left for this reader. Then 204, which ends an EventSource for good."""
     if after == run.last_index:
         return True

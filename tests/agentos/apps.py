@@ -245,8 +245,7 @@ def make_app() -> ASGIApp:
     base_app = FastAPI()
     _own_routes(base_app)
     if settings.secret:
-        from agno.os.middleware import JWTMiddleware
-        from agno.os.middleware.jwt import TokenSource
+        from agno.os.middleware.jwt import JWTMiddleware, TokenSource
 
         base_app.add_middleware(
             JWTMiddleware,

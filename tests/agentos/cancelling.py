@@ -68,7 +68,7 @@ class Case:
                 telemetry=False,
             )
         else:
-            steps = [Step(name="speak", agent=agent)]
+            steps: Any = [Step(name="speak", agent=agent)]
             if what == "function":
                 steps.append(Step(name="wait", executor=self.step))
             self.component = Workflow(id="workflow", name="workflow", steps=steps, db=db, telemetry=False)

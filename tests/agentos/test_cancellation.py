@@ -17,9 +17,8 @@ from agno.run.cancel import get_cancellation_manager, set_cancellation_manager
 
 from agno_resumable import Family, LogUnavailable, MemoryEventLog, NewRun, RunStatus, SQLiteEventLog
 from agno_resumable.agentos import LogCancellationManager, LogEventStream
-from agno_resumable.agentos.cancellation import RUN_OF_REQUEST
 from agno_resumable.agentos.intents import IntentBook
-from agno_resumable.agentos.ownership import RequestOwner, request_owner
+from agno_resumable.agentos.ownership import RUN_OF_REQUEST, RequestOwner, request_owner
 from agno_resumable.demo.scripted import ScriptedModel
 from agno_resumable.model import Intents
 
