@@ -184,6 +184,7 @@ class _Primary:
         self._send = send
         self._detached = False
         self._passing: Passing | None = None
+        self._answered = False
 
     async def serve(self) -> None:
         inside, result, failure = self._inside, Result.CLEAN, None
@@ -214,17 +215,8 @@ class _Primary:
             raise failure
         if result is Result.BROKEN:
             raise StreamBroken("A stream was broken off, so that its client comes back.")
-        if self._passing is None and inside.error is not None:
-            run_id = self._watch.scope["state"].get(RUN_OF_REQUEST)
-            if inside.start is not None or not self._was_cancelled(run_id):
-                raise inside.error
-            # A run that did not notice was cancelled hard, its request with it
-            answer = {"run_id": run_id, "session_id": self._watch.fields.get("session_id"), "status": "CANCELLED"}
-            await JSONResponse(answer)(self._watch.scope, self._incoming.receive, self._send)
-
-    def _was_cancelled(self, run_id: str | None) -> bool:
-        cancellation = self._settings.cancellation
-        return cancellation is not None and run_id is not None and cancellation.was_cancelled(run_id)
+        if self._passing is None and inside.error is not None and not self._answered:
+            raise inside.error
 
     async def _answer(self, send: Send) -> None:
         await self._watch.run(self._app, send)
@@ -235,7 +227,10 @@ class _Primary:
         start = self._inside.start
         assert start is not None
         if not is_event_stream(start):
-            self._inside.forward(self._send)
+            if start["status"] == 500 and await self._answer_cancelled():
+                self._inside.discard()
+            else:
+                self._inside.forward(self._send)
             return Result.CLEAN
         self._detached = self._watch.background
         self._passing = Passing(
@@ -246,8 +241,23 @@ class _Primary:
             self._client,
             detached=self._detached,
             start=start,
+            named=self._named,
         )
         return await self._passing.run()
+
+    def _named(self) -> str | None:
+        """The run of this request, as far as anybody has named it: agno, or the client."""
+        return self._watch.scope["state"].get(RUN_OF_REQUEST) or self._watch.fields.get("run_id")
+
+    async def _answer_cancelled(self) -> bool:
+        """A run without a stream that did not notice its cancel was cancelled hard, and its request with it."""
+        run_id, cancellation = self._named(), self._settings.cancellation
+        if run_id is None or cancellation is None or not cancellation.was_cancelled(run_id):
+            return False
+        answer = {"run_id": run_id, "session_id": self._watch.fields.get("session_id"), "status": "CANCELLED"}
+        await JSONResponse(answer)(self._watch.scope, self._incoming.receive, self._send)
+        self._answered = True
+        return True
 
     def _gone(self) -> None:
         """The client has left. A run in the background needs not know; any other ends, as it always did."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -49,6 +50,7 @@ class Passing:
     Args:
         detached: The run goes on without this client, which may come back: it has no need to know of a disconnect,
             and at drain it is told to come again.
+        named: Tells the run's id, as far as it is known without a frame.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Passing:
         *,
         detached: bool,
         start: Message,
+        named: Callable[[], str | None],
     ) -> None:
         self._settings = settings
         self._stream = settings.stream
@@ -71,6 +74,7 @@ class Passing:
         self._client = client
         self._detached = detached
         self._start = start
+        self._named_run = named
         self._run_id: str | None = None  # once the first frame has said it
         self._session_id: str | None = None
         self._named = False  # whether the run's id can stand in an `id:`
@@ -269,6 +273,10 @@ class Passing:
         """agno's stream is over without the run's end: find out what has become of it, and say that."""
         await self._inside.settled()
         broken = self._inside.say_error(run_id=self._run_id, family=self._family.value)
+        if self._run_id is None and (run_id := self._named_run()) is not None:
+            # It ended before its first event, perhaps because it was cancelled while it waited for its turn
+            self._run_id = run_id
+            self._held = self._stream is not None and not await self._is_anothers(self._stream, run_id)
         if self._stream is not None and self._held and self._run_id is not None:
             return await self._follow(self._stream, self._run_id)
         if self._come_back:
@@ -337,7 +345,7 @@ class Passing:
         """The head goes out with the first frame, which says the run's id, or with the first heartbeat."""
         if self._client.begun:
             return
-        run_id = self._run_id or self._target.run_id
+        run_id = self._run_id or self._target.run_id or self._named_run()
         await self._client.begin(200, stream_head(self._start["headers"], run_id))
         if self._resumable or self._detached:
             payload = b"retry: %d\n\n" % self._retry_ms + payload
