@@ -41,7 +41,7 @@ def _need(kind: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *([signal.SIGINT] if long_form() else [])], ids=lambda n: n.name)
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("kind", _KINDS if long_form() else ["uvicorn", "gunicorn"])
 async def test_every_stream_is_told_and_background_runs_go_on(
     tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ..faults.checker import History, check_run
+from ..faults.support import long_form
 from .apps import Settings, say
 from .support import TERMINAL, Client, Run, Server, Stream, poll, row_of, start
 
@@ -53,7 +54,7 @@ _WAYS: Sequence[tuple[str, bool | None]] = (
 )
 
 
-@pytest.mark.parametrize(("family", "background"), _WAYS)
+@pytest.mark.parametrize(("family", "background"), _WAYS if long_form() else [_WAYS[0], _WAYS[5], _WAYS[6]])
 async def test_a_paused_run_survives_a_restart_and_goes_on_with_its_indices(
     tmp_path: Path, family: str, background: bool | None
 ) -> None:
@@ -103,7 +104,7 @@ async def test_a_paused_run_survives_a_restart_and_goes_on_with_its_indices(
         assert (await (await reader.get(server.port)).read()).status == 204
 
 
-@pytest.mark.parametrize("family", ["agent", "team"])
+@pytest.mark.parametrize("family", ["agent", "team"] if long_form() else ["team"])
 async def test_the_client_of_a_continued_run_may_leave_it(tmp_path: Path, family: str) -> None:
     async with Server(Settings(str(tmp_path))) as server:
         run, first = await start(server.port, family, say(40, 0.02, confirm=True), background=None)

@@ -15,7 +15,7 @@ from ..faults.support import integrity, long_form
 from .apps import FAMILIES, Settings, say
 from .support import TERMINAL, Client, Run, Server, Stream, poll, start
 
-KILLS = 50 if long_form() else 3
+KILLS = 50 if long_form() else 1
 LEASE, SWEEP = 1.0, 0.25
 
 pytestmark = pytest.mark.anyio

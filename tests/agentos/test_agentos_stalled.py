@@ -16,7 +16,7 @@ from ..faults.support import long_form
 from .apps import FAMILIES, Settings, say
 from .support import Client, Run, Server, poll, start
 
-DELTAS = 200_000 if long_form() else 20_000
+DELTAS = 200_000 if long_form() else 6_000
 STALLED = 4
 """Several, so that the share of one stands out from the noise of the allocator."""
 MIB = 1 << 20

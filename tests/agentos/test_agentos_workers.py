@@ -19,7 +19,7 @@ from ..faults.support import long_form, wait_for
 from .apps import FAMILIES, Settings, in_member, say
 from .support import TERMINAL, Client, Run, Server, Stream, poll, post, start
 
-RESUMES, CANCELS = (200, 60) if long_form() else (40, 14)
+RESUMES, CANCELS = (200, 60) if long_form() else (20, 15)
 
 pytestmark = pytest.mark.anyio
 
