@@ -13,7 +13,16 @@ from pathlib import Path
 
 from benchmarks._support import ROOT, Figure, Report, render, surroundings
 
-BENCHMARKS = ("serializer", "agent_http", "ready_events", "latency", "replay", "fanout", "memory")
+BENCHMARKS = (
+    "serializer",
+    "agent_http",
+    "ready_events",
+    "latency",
+    "replay",
+    "fanout",
+    "memory",
+    "agentos",
+)
 
 
 def run() -> int:

@@ -135,7 +135,11 @@ def make_agent() -> Agent:
 
 
 def agentos(config: dict[str, Any]) -> Asgi:
-    """agno's own server; also a bare ``arun`` that nobody reads, and two doors to its event stream without an agent."""
+    """agno's own server; also a bare ``arun`` that nobody reads, and two doors to its event stream without an agent.
+
+    Its events are in memory, or with ``redis``, a URL, on a server of that kind; redis-py parses with
+    ``hiredis`` or without.
+    """
     from agno.os import AgentOS
 
     agent = make_agent()
@@ -144,10 +148,31 @@ def agentos(config: dict[str, Any]) -> Asgi:
         events = [1 async for _ in agent.arun((await request.body()).decode(), stream=True, stream_events=True)]
         return JSONResponse({"events": len(events)})
 
-    app = AgentOS(agents=[agent], telemetry=False).get_app()
+    stream = redis_event_stream(config["redis"], hiredis=config["hiredis"]) if "redis" in config else None
+    app = AgentOS(agents=[agent], telemetry=False, event_stream=stream).get_app()
     app.router.routes.append(Route("/_bench/arun", arun, methods=["POST"]))
     app.router.routes.append(Route("/_bench/feed", _feed_agno, methods=["POST"]))
     app.router.routes.append(Route("/_bench/hold", _hold_agno, methods=["POST"]))
+    return app
+
+
+def redis_event_stream(url: str, *, hiredis: bool) -> Any:
+    """agno's event stream on Redis, with its defaults; without ``hiredis`` redis-py parses as if that were missing."""
+    from agno.os.event_streams import RedisEventStream
+    from redis._parsers import _AsyncRESP2Parser
+    from redis.asyncio import Redis
+
+    options: dict[str, Any] = {} if hiredis else {"parser_class": _AsyncRESP2Parser}
+    return RedisEventStream(Redis.from_url(url, **options))
+
+
+def agentos_resumable(config: dict[str, Any]) -> Asgi:
+    """The same server with the one line."""
+    from agno.os import AgentOS
+
+    from agno_resumable.agentos import make_resumable
+
+    app: Asgi = make_resumable(AgentOS(agents=[make_agent()], telemetry=False), log=config["log"])
     return app
 
 
@@ -226,6 +251,7 @@ def ours_sources(config: dict[str, Any]) -> Asgi:
 
 APPS: dict[str, Callable[[dict[str, Any]], Asgi]] = {
     "agentos": agentos,
+    "agentos_resumable": agentos_resumable,
     "bare": bare,
     "ours": ours,
     "ours_sources": ours_sources,
