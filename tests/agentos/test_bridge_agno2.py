@@ -36,7 +36,8 @@ def test_a_run_gets_ids_and_is_resumed_by_get(tmp_path: Path, background: str | 
         assert whole[-1].event == "RunCompleted"
         assert [frame.id for frame in whole] == [f"{run_id}:{index}" for index in range(len(whole))]
         events = f"/agents/agent/runs/{run_id}/events?session_id=s"
-        rest = [frame for frame in _frames(client.get(events, headers={"Last-Event-ID": f"{run_id}:2"})) if frame.event != "end"]
+        resumed = _frames(client.get(events, headers={"Last-Event-ID": f"{run_id}:2"}))
+        rest = [frame for frame in resumed if frame.event != "end"]
         assert [frame.id for frame in rest] == [frame.id for frame in whole[3:]]
         assert orjson.loads(rest[-1].data)["event"] == "RunCompleted"
         assert client.get(events, headers={"Last-Event-ID": str(whole[-1].id)}).status_code == 204
