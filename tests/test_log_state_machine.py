@@ -826,4 +826,4 @@ def test_the_machine_catches_a_log_that(mutant: type[broken.Wrapped]) -> None:
             return mutant()
 
     with pytest.raises(AssertionError):
-        drive(Machine, "asyncio", usual=200, seeded_fault=True)
+        drive(Machine, "asyncio", usual=800, seeded_fault=True)
