@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .kinds import EncodedEvent, Family, RunStatus
     from .log.memory import MemoryEventLog
     from .log.open import open_log
+    from .log.postgres import PostgresEventLog
     from .log.protocol import EventLog
+    from .log.redis import RedisEventLog
     from .log.sqlite import SQLiteEventLog
     from .model import Batch, Durability, Event, NewRun, Page, Run
     from .reader import End, Gap, Idle, Paused, follow
@@ -59,7 +61,9 @@ _MODULES = {
     ".reader": ("End", "Gap", "Idle", "Paused", "follow"),
     ".log.memory": ("MemoryEventLog",),
     ".log.open": ("open_log",),
+    ".log.postgres": ("PostgresEventLog",),
     ".log.protocol": ("EventLog",),
+    ".log.redis": ("RedisEventLog",),
     ".log.sqlite": ("SQLiteEventLog",),
     ".kinds": ("EncodedEvent", "Family", "RunStatus"),
     ".model": ("Batch", "Durability", "Event", "NewRun", "Page", "Run"),
@@ -90,6 +94,8 @@ __all__ = [
     "NewRun",
     "Page",
     "Paused",
+    "PostgresEventLog",
+    "RedisEventLog",
     "ResumableError",
     "ResumableStream",
     "Run",

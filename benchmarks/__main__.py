@@ -22,6 +22,8 @@ BENCHMARKS = (
     "fanout",
     "memory",
     "agentos",
+    "postgres",
+    "redis",
 )
 
 

@@ -32,11 +32,15 @@ from hypothesis.stateful import (
 
 from agno_resumable.errors import ResumableError, RunExists, RunFinished, RunNotFound, StaleGeneration
 from agno_resumable.log.memory import MemoryEventLog
+from agno_resumable.log.postgres import PostgresEventLog
 from agno_resumable.log.protocol import EventLog
+from agno_resumable.log.redis import RedisEventLog
 from agno_resumable.log.sqlite import SQLiteEventLog
 from agno_resumable.model import EncodedEvent, Event, NewRun, Run, RunStatus
 
 from . import broken_logs as broken
+from .postgres_server import PostgresServer
+from .redis_server import RedisServer
 
 T = TypeVar("T")
 
@@ -777,6 +781,71 @@ class SQLiteMachine(LogMachine):
         self.touched.update(NAMES)
 
 
+class PostgresMachine(LogMachine):
+    """Two openings of one schema; closed and opened again, with another process's words and without."""
+
+    server: ClassVar[PostgresServer]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schema = self.server.schema()
+
+    def fresh(self) -> EventLog:
+        listening = self.serial % 2 == 0
+        return PostgresEventLog(self.server.url, schema=self.schema, listen=listening, poll_interval=0.01)
+
+    @rule()
+    @precondition(lambda self: len(self.logs) == 1)
+    def open_a_second_time(self) -> None:
+        self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+    @rule(often=st.integers(0, 3))
+    def close_and_open(self, often: int) -> None:
+        if often:
+            return
+        self.portal.call(self.compare_all)
+        openings = len(self.logs)
+        self.leave()
+        self.wrote.clear()
+        for _ in range(openings):
+            self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+
+class RedisMachine(LogMachine):
+    """Two openings of one prefix, over one slot or several; closed and opened again."""
+
+    url: ClassVar[str]
+    made: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        RedisMachine.made += 1
+        self.prefix = f"machine-{RedisMachine.made}"
+
+    def fresh(self) -> EventLog:
+        return RedisEventLog(self.url, prefix=self.prefix, partitions=1 + RedisMachine.made % 3, timeout=60.0)
+
+    @rule()
+    @precondition(lambda self: len(self.logs) == 1)
+    def open_a_second_time(self) -> None:
+        self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+    @rule(often=st.integers(0, 3))
+    def close_and_open(self, often: int) -> None:
+        if often:
+            return
+        self.portal.call(self.compare_all)
+        openings = len(self.logs)
+        self.leave()
+        self.wrote.clear()
+        for _ in range(openings):
+            self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+
 def examples(usual: int) -> int:
     """How many sequences to try, as the environment asks."""
     if os.environ.get("AGNO_RESUMABLE_LONG"):
@@ -806,6 +875,16 @@ def test_any_sequence_of_calls_agrees_with_the_model(machine: type[LogMachine], 
     drive(machine, backend, usual=48)
 
 
+def test_any_sequence_of_calls_on_postgres_agrees_with_the_model(postgres: PostgresServer) -> None:
+    PostgresMachine.server = postgres
+    drive(PostgresMachine, "asyncio", usual=16)
+
+
+def test_any_sequence_of_calls_on_redis_agrees_with_the_model(redis_server: RedisServer) -> None:
+    RedisMachine.url = redis_server.url
+    drive(RedisMachine, "asyncio", usual=48)
+
+
 @pytest.mark.parametrize(
     "mutant",
     [
@@ -826,4 +905,4 @@ def test_the_machine_catches_a_log_that(mutant: type[broken.Wrapped]) -> None:
             return mutant()
 
     with pytest.raises(AssertionError):
-        drive(Machine, "asyncio", usual=800, seeded_fault=True)
+        drive(Machine, "asyncio", usual=200, seeded_fault=True)

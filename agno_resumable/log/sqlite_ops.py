@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..errors import RunExists, RunFinished, RunNotFound, StaleGeneration
 from ..model import Batch, EncodedEvent, Intents, NewRun, Run, RunStatus
 from .protocol import Claim
-from .sqlite_schema import RUN_COLUMNS, pack, run_from_row, unpack
+from .rows import RUN_COLUMNS, pack, run_from_row, unpack
 
 _FINISHED = "('COMPLETED', 'ERROR', 'CANCELLED')"
 

@@ -48,6 +48,14 @@ class Watch:
         """The runs that somebody waits for. ``looked_at`` says that the look has succeeded."""
         return list({*self._seen, *self._cancelled.keys, *self._unsure})
 
+    def doubted(self) -> list[str]:
+        """Those of the runs that are ``due`` for which ``unsure`` says so."""
+        return list({*self._unsure})
+
+    def concerns(self, run_id: str) -> bool:
+        """Whether a commit of another process to this run concerns anybody."""
+        return run_id in self.hot or run_id in self._seen or run_id in self._cancelled.keys
+
     def looked_at(self, names: Sequence[str]) -> None:
         """These runs were looked at, so that they are unsure no more; in the thread that looks."""
         found = set(names)
