@@ -114,7 +114,8 @@ class Outbox:
     async def room(self) -> None:
         """Wait until there is room again, or the run is lost."""
         while self.is_full and not self.done.is_set():
-            self._room = anyio.Event()
+            if self._room.is_set():  # else others wait for it already
+                self._room = anyio.Event()
             await self._room.wait()
 
     def finish(self, status: RunStatus, last: EncodedEvent | None) -> None:

@@ -283,14 +283,19 @@ class Supervisor:
             await anyio.sleep(interval())
 
     async def _renew(self) -> None:
-        holders: list[Holder] = [*self._producers.values(), *self._holders]
-        claims = {holder.claim: holder for holder in holders if not holder.done.is_set()}
-        if not claims:
+        current: dict[str, Holder] = {}
+        for holder in [*self._producers.values(), *self._holders]:
+            if not holder.done.is_set():
+                # Of two that hold one run in this process the later has taken it from the earlier
+                earlier, later = sorted((current.get(holder.claim[0], holder), holder), key=lambda each: each.claim[1])
+                if earlier is not later:
+                    earlier.lose()
+                current[holder.claim[0]] = later
+        if not current:
             return
-        lost = set(await self.log.renew(list(claims), lease=self.policy.lease))
-        for (run_id, _), holder in claims.items():
-            if run_id in lost and not holder.done.is_set():
-                holder.lose()
+        for run_id in await self.log.renew([holder.claim for holder in current.values()], lease=self.policy.lease):
+            if not current[run_id].done.is_set():
+                current[run_id].lose()
 
     async def _sweep(self) -> None:
         """End the runs whose producer is gone: whoever notices first has them."""

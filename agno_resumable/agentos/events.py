@@ -87,6 +87,7 @@ class LogEventStream(BaseEventStream):
         self._outage = outage
         self._mourners: list[Callable[[Run], Awaitable[None]]] = []
         self._mourned: Supervisor | None = None  # who calls them
+        self._withdrawals: list[Callable[[], None]] = []
         self._legs: dict[str, Leg] = {}
         self._entering: dict[str, anyio.Lock] = {}
 
@@ -110,8 +111,7 @@ class LogEventStream(BaseEventStream):
         supervisor = await self.attachment.supervisor()
         if self._mourned is not supervisor:
             self._mourned = supervisor
-            for mourner in self._mourners:
-                supervisor.mourn(mourner)
+            self._withdrawals = [supervisor.mourn(mourner) for mourner in self._mourners]
         return supervisor
 
     async def aclose(self) -> None:
@@ -123,6 +123,9 @@ class LogEventStream(BaseEventStream):
             for leg in legs:
                 with anyio.move_on_after(self._outage + 1):
                     await leg.done.wait()
+            for withdraw in self._withdrawals:
+                withdraw()
+            self._mourned, self._withdrawals = None, []
             await self.attachment.detach()
 
     async def log(self) -> EventLog:
@@ -155,12 +158,14 @@ class LogEventStream(BaseEventStream):
                 return
             del self._legs[run_id]  # a new leg begins
         async with self._enters(run_id):
-            log = await self.log()
+            supervisor = await self._supervisor()
             try:
-                await log.read(run_id, limit=0)
+                await supervisor.log.read(run_id, limit=0)
             except RunNotFound:
                 with suppress(RunExists):  # on another replica at the same time
-                    await self._create(log, run_id)
+                    run = await self._create(supervisor.log, run_id)
+                    # From now on: it may wait for its turn for longer than a lease
+                    self._legs[run_id] = await self._begin(supervisor, run)
 
     async def set_run_status(self, run_id: str, status: AgnoStatus, generation: int | None = None) -> None:
         """RUNNING makes this process the producer of the run; an ending is ``complete_run``'s."""
@@ -349,9 +354,13 @@ class LogEventStream(BaseEventStream):
         try:
             run = (await log.read(run_id, limit=0)).run
         except RunNotFound:
-            run = await self._create(log, run_id)
-            if not generation and not floor:
-                return run
+            try:
+                run = await self._create(log, run_id)
+            except RunExists:  # on another replica at the same time
+                run = (await log.read(run_id, limit=0)).run
+            else:
+                if not generation and not floor:
+                    return run
         if run.status is RunStatus.COMPLETED or run.status is RunStatus.CANCELLED:
             raise RunFinished(run_id, run.status.value)
         claimed: int | None = None
@@ -391,6 +400,8 @@ class LogEventStream(BaseEventStream):
         def release() -> None:
             let_go()
             _encoded.pop(leg.encoded, None)
+            if not leg.begun and self._legs.get(run.run_id) is leg:
+                del self._legs[run.run_id]  # registered here, and run elsewhere: nobody will say its end here
 
         leg.release = release
         supervisor.watch(leg.write)

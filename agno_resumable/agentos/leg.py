@@ -68,7 +68,8 @@ class Leg:
         self.encoded: int = 0
         """The ``id`` of the event that was encoded last."""
         self._ending = Ending(run.run_id, family or run.family)
-        self._known = False
+        self.begun: bool = False
+        """Whether an event has been taken."""
         self._turn = time.perf_counter()
 
     def lose(self) -> None:
@@ -82,7 +83,7 @@ class Leg:
 
     def encode(self, event: Any) -> EncodedEvent:
         """The event as it is stored."""
-        if not self._known:
+        if not self.begun:
             self._learn(event)
         return encode_event(event, family=self._family, run_id=self._run.run_id)
 
@@ -137,7 +138,7 @@ class Leg:
 
     def _learn(self, event: Any) -> None:
         """Whose run it is: the first event knows, and nobody has to say it before."""
-        self._known = True
+        self.begun = True
         if self._family is None:
             self._family = family_of(event, str(read(event, "event")))
             self._ending = Ending(self._run.run_id, self._family)

@@ -19,6 +19,8 @@ from agno_resumable import (
     Family,
     LogUnavailable,
     MemoryEventLog,
+    NewRun,
+    Run,
     RunFinished,
     RunStatus,
     SQLiteEventLog,
@@ -388,6 +390,63 @@ async def test_the_lease_is_renewed_as_long_as_the_process_lives() -> None:
         await anyio.sleep(0.6)
         assert await stream.get_run_status("run") is AgnoStatus.running
         assert await stream.add_event("run", said("still here")) == 0
+
+
+async def test_a_run_that_waits_for_its_turn_is_alive(tmp_path: Path) -> None:
+    """agno registers a background run at once, and begins it when one of its places is free."""
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    async with LogEventStream(url, lease=0.2, sweep_interval=0.05) as stream:
+        await stream.register_run("run")
+        async with SQLiteEventLog(tmp_path / "runs.db") as other:
+            for _ in range(8):
+                await anyio.sleep(0.1)
+                assert await other.expire(lease=1.0) == []
+        assert await stream.get_run_status("run") is AgnoStatus.pending
+        await stream.set_run_status("run", AgnoStatus.running)
+        assert await stream.add_event("run", said("at last")) == 0
+
+
+async def test_a_run_that_is_registered_here_and_run_elsewhere_is_let_go() -> None:
+    log = MemoryEventLog()
+    async with LogEventStream(log, lease=0.15) as accepts, LogEventStream(log, lease=0.15) as works:
+        await accepts.register_run("run")
+        await works.begin_attempt("run", 1)
+        assert await works.add_event("run", said("there"), 1) == 0
+        await eventually(lambda: not accepts._legs)
+        assert await accepts.get_run_status("run") is AgnoStatus.running
+        await works.complete_run("run", AgnoStatus.completed, 1)
+        assert await accepts.get_last_index("run") == 1
+
+
+async def test_a_run_that_two_replicas_begin_at_once_is_taken_over() -> None:
+    """Both have read that there is none; who creates it second takes it, as whoever comes later does."""
+
+    class Late(MemoryEventLog):
+        async def create(self, run: NewRun, *, lease: float) -> Run:
+            await super().create(run, lease=lease)  # the other replica's
+            return await super().create(run, lease=lease)
+
+    async with LogEventStream(Late()) as stream:
+        await stream.begin_attempt("run", 3)
+        assert await stream.add_event("run", said("taken over"), 3) == 0
+
+
+async def test_who_waits_for_room_beside_others_is_not_forgotten() -> None:
+    log = Away()
+    async with LogEventStream(log) as stream:
+        await begin(stream)
+        log.away = True
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(_talk, stream, 1000)
+            await anyio.sleep(0.3)
+            log.away = False
+        assert await stream.get_last_index("run") == 5999
+
+
+async def _talk(stream: LogEventStream, words: int) -> None:
+    for _ in range(words):
+        await stream.add_event("run", said("x" * 1000))
 
 
 async def test_a_process_that_stops_ends_its_runs(tmp_path: Path) -> None:
