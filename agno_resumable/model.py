@@ -138,6 +138,10 @@ class NewRun:
     idempotency_key: str | None = None
     input: bytes | None = field(default=None, repr=False)
     metadata: bytes | None = field(default=None, repr=False)
+    options: bytes | None = field(default=None, repr=False)
+    """What else it takes to run it again, as JSON."""
+    max_attempts: int = 1
+    """How many producers may have it one after the other; the loss of the last is its end."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,8 @@ class Run:
     cancel_requested_at: float | None = None
     transcript: bytes | None = field(default=None, repr=False)
     """After the end: the fold of the log as JSON, see ``agno_resumable.transcript``."""
+    options: bytes | None = field(default=None, repr=False)
+    max_attempts: int = 1
 
     @property
     def last_index(self) -> int:

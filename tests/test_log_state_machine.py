@@ -200,8 +200,12 @@ class Model:
             del self.runs[run_id]
         return len(over)
 
-    def expire(self, lease: float) -> list[tuple[str, int]]:
-        dead = [run for run in self.runs.values() if run.lease == SHORT]
+    def expire(self, lease: float, serves: Sequence[str]) -> list[tuple[str, int]]:
+        def is_due(run: Kept) -> bool:
+            served = f"{run.new.family.value}:{run.new.component_id}" in serves
+            return run.lease == SHORT and (served or run.attempts >= run.new.max_attempts)
+
+        dead = [run for run in self.runs.values() if is_due(run)]
         for run in dead:
             run.generation += 1
             run.attempts += 1
@@ -421,15 +425,28 @@ class LogMachine(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------------------------------- rules: writing
 
-    @rule(via=openings, cut=ticks, run_id=names, owner=st.sampled_from(OWNERS), keyed=st.booleans(), lease=leases)
-    def create(self, via: int, cut: int | None, run_id: str, owner: str | None, keyed: bool, lease: float) -> None:
+    @rule(
+        via=openings,
+        cut=ticks,
+        run_id=names,
+        owner=st.sampled_from(OWNERS),
+        keyed=st.booleans(),
+        lease=leases,
+        most=st.sampled_from((1, 1, 2, 4)),
+    )
+    def create(
+        self, via: int, cut: int | None, run_id: str, owner: str | None, keyed: bool, lease: float, most: int
+    ) -> None:
         new = NewRun(
             run_id,
+            component_id="c" if keyed else None,
             session_id="s" if keyed else None,
             user_id=owner,
             idempotency_key="key" if keyed else None,
             input=b'{"i":1}' if keyed else None,
             metadata=None if keyed else b"{}",
+            options=b'{"o":1}' if most > 1 else None,
+            max_attempts=most,
         )
 
         async def call(log: EventLog) -> object:
@@ -584,8 +601,8 @@ class LogMachine(RuleBasedStateMachine):
 
         self.do(via, cut, NAMES, call, lambda model: model.prune())
 
-    @rule(via=openings, cut=ticks, lease=leases)
-    def expire(self, via: int, cut: int | None, lease: float) -> None:
+    @rule(via=openings, cut=ticks, lease=leases, serves=st.sampled_from(((), ("agent:c",))))
+    def expire(self, via: int, cut: int | None, lease: float, serves: Sequence[str]) -> None:
         async def over() -> None:
             log = self.logs[0]
             with anyio.fail_after(PATIENCE):
@@ -594,12 +611,12 @@ class LogMachine(RuleBasedStateMachine):
                     await anyio.sleep(SHORT)
 
         async def call(log: EventLog) -> object:
-            found = await log.expire(lease=lease)
-            assert all((run.input, run.metadata, run.transcript) == (None, None, None) for run in found)
+            found = await log.expire(lease=lease, serves=serves, patience=LONG)
+            assert all((run.input, run.metadata, run.options, run.transcript) == (None,) * 4 for run in found)
             return sorted((run.run_id, run.generation) for run in found)
 
         self.portal.call(over)
-        self.do(via, cut, NAMES, call, lambda model: model.expire(lease))
+        self.do(via, cut, NAMES, call, lambda model: model.expire(lease, serves))
 
     # -------------------------------------------------------------------------------------------- rules: reading
 

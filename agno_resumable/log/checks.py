@@ -27,9 +27,11 @@ def check_new_run(run: NewRun) -> None:
 
     Raises:
         RunIdInvalid: The run id could not stand in a URL or an SSE field.
-        ValueError: Another name is no valid Unicode.
+        ValueError: Another name is no valid Unicode, or there is no attempt.
     """
     check_run_id(run.run_id)
+    if not 1 <= run.max_attempts <= 1_000_000:
+        raise ValueError(f"max_attempts of run {run.run_id!r} is a number from 1, not {run.max_attempts!r}.")
     for name in ("component_id", "session_id", "user_id", "idempotency_key"):
         value = getattr(run, name)
         if value is not None and not _is_unicode(value):

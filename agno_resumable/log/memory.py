@@ -27,7 +27,7 @@ __all__ = ["MemoryEventLog"]
 class _Stored:
     __slots__ = ("batches", "heavy", "run", "size")
 
-    def __init__(self, run: Run, heavy: tuple[bytes | None, bytes | None]) -> None:
+    def __init__(self, run: Run, heavy: tuple[bytes | None, bytes | None, bytes | None]) -> None:
         self.run = run
         self.heavy = heavy  # input and metadata
         self.batches: list[Batch] = []
@@ -125,8 +125,9 @@ class MemoryEventLog:
             created_at=now,
             updated_at=now,
             lease_expires_at=now + lease,
+            max_attempts=run.max_attempts,
         )
-        self._runs[run.run_id] = _Stored(created, (run.input, run.metadata))
+        self._runs[run.run_id] = _Stored(created, (run.input, run.metadata, run.options))
         self._commits += 1
         self._changed.set(run.run_id)
         return self._whole(run.run_id)
@@ -316,14 +317,18 @@ class MemoryEventLog:
         self._sweep_intents()
         return len(old)
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
         self._check_open()
         now = time.time()
-        dead = [
-            stored.run
-            for stored in self._runs.values()
-            if stored.run.lease_expires_at is not None and stored.run.lease_expires_at <= now
-        ]
+
+        def is_due(run: Run) -> bool:
+            if run.lease_expires_at is None or run.lease_expires_at > now:
+                return False
+            if run.attempts >= run.max_attempts or run.lease_expires_at <= now - patience:
+                return True
+            return run.component_id is not None and f"{run.family.value}:{run.component_id}" in serves
+
+        dead = [stored.run for stored in self._runs.values() if is_due(stored.run)]
         return [self._take_over(run, run.generation + 1, lease) for run in dead]
 
     def _check_open(self) -> None:
@@ -338,8 +343,9 @@ class MemoryEventLog:
 
     def _whole(self, run_id: str) -> Run:
         stored = self._find(run_id)
-        input_, metadata = stored.heavy
-        return replace(stored.run, input=input_, metadata=metadata, transcript=self._transcripts.get(run_id))
+        input_, metadata, options = stored.heavy
+        transcript = self._transcripts.get(run_id)
+        return replace(stored.run, input=input_, metadata=metadata, options=options, transcript=transcript)
 
     def _cancel_requested(self, run_id: str) -> bool:
         stored = self._runs.get(run_id)

@@ -239,8 +239,8 @@ class PostgresEventLog:
             pruned += len(removed)
         return pruned
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
-        return await self._session.expire(lease)
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
+        return await self._session.expire(lease, [name for name in serves if _storable(name)], patience)
 
     # ---------------------------------------------------------------- reads
 

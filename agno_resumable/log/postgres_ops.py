@@ -43,12 +43,14 @@ async def create(db: Connection, sql: Statements, run: NewRun, lease: float) -> 
                 run.idempotency_key,
                 key,
                 lease,
+                run.max_attempts,
                 run.input,
                 run.metadata,
+                run.options,
             ),
         )
         if rows:
-            return run_from_row(rows[0], (run.input, run.metadata, None))
+            return run_from_row(rows[0], (run.input, run.metadata, run.options, None))
         for (taken,) in await fetch(db, sql.taken, (run.run_id, key, run.run_id)):
             raise RunExists(taken, idempotency_key=None if taken == run.run_id else run.idempotency_key)
         # what stood in the way was deleted in between
@@ -56,7 +58,7 @@ async def create(db: Connection, sql: Statements, run: NewRun, lease: float) -> 
 
 async def get(db: Connection, sql: Statements, run_id: str) -> Run:
     for row in await fetch(db, sql.get, (run_id,)):
-        return run_from_row(row[3:], row[:3])
+        return run_from_row(row[4:], row[:4])
     raise RunNotFound(run_id)
 
 
@@ -101,8 +103,8 @@ async def request_cancel(db: Connection, sql: Statements, run_id: str) -> Run:
     return await get(db, sql, run_id)
 
 
-async def expire(db: Connection, sql: Statements, lease: float) -> list[Run]:
-    return [run_from_row(row) for row in await fetch(db, sql.expire, (lease,))]
+async def expire(db: Connection, sql: Statements, lease: float, serves: Sequence[str], patience: float) -> list[Run]:
+    return [run_from_row(row) for row in await fetch(db, sql.expire, (patience, Texts(serves), lease))]
 
 
 async def trim(db: Connection, sql: Statements, run_id: str, before: int) -> Run | None:

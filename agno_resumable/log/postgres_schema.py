@@ -84,7 +84,8 @@ def _version_1(name: Names) -> Sequence[str]:
     finished_at double precision,
     lease_expires_at double precision,
     cancel_requested_at double precision,
-    held boolean NOT NULL
+    held boolean NOT NULL,
+    max_attempts bigint NOT NULL DEFAULT 1
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05)""",
         f"CREATE INDEX {index('run_by_time')} ON {name('run')} (created_at, id)",
         # what a client sends as its session may be longer than an index takes
@@ -98,6 +99,7 @@ def _version_1(name: Names) -> Sequence[str]:
     id bigint PRIMARY KEY,
     input bytea,
     metadata bytea,
+    options bytea,
     transcript bytea
 )""",
         # Rows are only ever inserted and, with their run, deleted: a vacuum has to come by its share of the table and

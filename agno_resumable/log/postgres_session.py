@@ -166,8 +166,8 @@ class PostgresSession:
         """One step of it: appends wait behind a transaction. Nothing when there is nothing left."""
         return await self._write(None, self._gone, lambda db: ops.prune(db, self.sql, finished_before))
 
-    async def expire(self, lease: float) -> Sequence[Run]:
-        return await self._write(None, self._all_changed, lambda db: ops.expire(db, self.sql, lease))
+    async def expire(self, lease: float, serves: Sequence[str], patience: float) -> Sequence[Run]:
+        return await self._write(None, self._all_changed, lambda db: ops.expire(db, self.sql, lease, serves, patience))
 
     async def _write(
         self,

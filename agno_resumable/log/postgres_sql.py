@@ -84,19 +84,20 @@ SELECT max(last_index) + 1 FROM (
         self.create: str = f"""
 WITH made AS (
     INSERT INTO {run} (run_id, family, component_id, session_id, user_id, idempotency_key, owner_key, status,
-        created_at, updated_at, lease_expires_at, held)
-    VALUES (%b, %b, %b, %b, %b, %b, %b, 'PENDING', {_NOW}, {_NOW}, {_NOW} + %b::double precision, true)
+        created_at, updated_at, lease_expires_at, held, max_attempts)
+    VALUES (%b, %b, %b, %b, %b, %b, %b, 'PENDING', {_NOW}, {_NOW}, {_NOW} + %b::double precision, true, %b::int8)
     ON CONFLICT DO NOTHING RETURNING id, {RUN_COLUMNS}
 ), kept AS (
-    INSERT INTO {payload} (id, input, metadata) SELECT id, i, m FROM made, (SELECT %b::bytea, %b::bytea) AS h (i, m)
-    WHERE i IS NOT NULL OR m IS NOT NULL
+    INSERT INTO {payload} (id, input, metadata, options)
+    SELECT id, i, m, o FROM made, (SELECT %b::bytea, %b::bytea, %b::bytea) AS h (i, m, o)
+    WHERE i IS NOT NULL OR m IS NOT NULL OR o IS NOT NULL
 ) SELECT {RUN_COLUMNS} FROM made"""
         self.taken: str = f"SELECT run_id FROM {run} WHERE run_id = %b OR owner_key = %b ORDER BY run_id <> %b LIMIT 1"
         self.get: str = (
-            f"SELECT p.input, p.metadata, p.transcript, {_OF_R} FROM {run} r LEFT JOIN {payload} p USING (id) "
-            "WHERE r.run_id = %b"
+            f"SELECT p.input, p.metadata, p.options, p.transcript, {_OF_R} "
+            f"FROM {run} r LEFT JOIN {payload} p USING (id) WHERE r.run_id = %b"
         )
-        self.payload: str = f"SELECT input, metadata, transcript FROM {payload} WHERE id = %b"
+        self.payload: str = f"SELECT input, metadata, options, transcript FROM {payload} WHERE id = %b"
         self.lock: str = (
             f"SELECT id, status, generation, first_index, next_index FROM {run} WHERE run_id = %b FOR UPDATE"
         )
@@ -119,7 +120,11 @@ WHERE run_id = %b AND cancel_requested_at IS NULL AND status NOT IN {_FINISHED}"
         # Whoever is at a row at this moment, a producer that is late or another sweep, has it; the next sweep looks
         # again.
         self.expire: str = f"""
-WITH dead AS (SELECT id FROM {run} WHERE held AND lease_expires_at <= {_NOW} FOR UPDATE SKIP LOCKED)
+WITH dead AS (
+    SELECT id FROM {run} WHERE held AND lease_expires_at <= {_NOW} AND (attempts >= max_attempts
+        OR lease_expires_at <= {_NOW} - %b::double precision OR family || ':' || component_id = ANY(%b::text[]))
+    FOR UPDATE SKIP LOCKED
+)
 UPDATE {run} r SET generation = r.generation + 1, attempts = r.attempts + 1, version = r.version + 1,
     updated_at = {_NOW}, lease_expires_at = {_NOW} + %b::double precision
 FROM dead WHERE r.id = dead.id RETURNING {_OF_R}"""

@@ -239,9 +239,11 @@ class RedisEventLog:
             pruned += len(removed)
         return pruned
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
         store = self._store
-        return await store.lanes.write(lambda: ops.expire(store.writer, lease), store.watch.all_committed)
+        return await store.lanes.write(
+            lambda: ops.expire(store.writer, lease, serves, patience), store.watch.all_committed
+        )
 
     # ---------------------------------------------------------------- reads
 

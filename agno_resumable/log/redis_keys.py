@@ -10,7 +10,7 @@ then lie elsewhere than the runs, and a crash between two scripts could part the
 ``{p:0}:events:<run>``         stream      what one append stored, as an entry: the id is ``<index behind the last
                                            event>-<number of events>``, its one field the bytes of JSON before it,
                                            the value the events, as ``pack`` writes them
-``{p:0}:payload:<run>``        hash        input, metadata, transcript
+``{p:0}:payload:<run>``        hash        input, metadata, options, transcript
 ``{p:0}:leases``               sorted set  active runs by the end of their lease
 ``{p:0}:ends``                 sorted set  finished runs by their end
 ``{p:0}:all``                  sorted set  runs by creation; likewise ``status:<status>``, ``session:<id>``,
@@ -41,10 +41,10 @@ LAYOUT_VERSION = 1
 STATUSES: tuple[str, ...] = tuple(status.value for status in RunStatus)
 """In the order in which the scripts are given the status lists."""
 
-FIELDS: tuple[str, ...] = ("f", "c", "s", "u", "k", "st", "fi", "nx", "g", "a", "v", "cr", "up", "fn", "le", "ca")
+FIELDS: tuple[str, ...] = ("f", "c", "s", "u", "k", "st", "fi", "nx", "g", "a", "v", "cr", "up", "fn", "le", "ca", "ma")
 """A run's fields in the order in which the scripts return them: family, component, session, user, idempotency key,
-status, first and next index, generation, attempts, version, and when it was created, updated, finished, when its lease
-ends and when a cancel was requested. A field that is not there is ``None``."""
+status, first and next index, generation, attempts, version, when it was created, updated, finished, when its lease
+ends and when a cancel was requested, and the most attempts. A field that is not there is ``None``."""
 
 
 class Keys:
@@ -118,9 +118,11 @@ class Keys:
         return partition, f"{self._tags[partition]}key:{digest[:40]}"
 
 
-def run_from_row(run_id: str, row: Sequence[bytes | None], heavy: Sequence[bytes | None] = (None, None, None)) -> Run:
-    """A run from the values of ``FIELDS``, and from its input, metadata and transcript."""
-    family, component, session, user, key, status, first, next_, generation, attempts, version, *times = row
+def run_from_row(
+    run_id: str, row: Sequence[bytes | None], heavy: Sequence[bytes | None] = (None, None, None, None)
+) -> Run:
+    """A run from the values of ``FIELDS``, and from its input, metadata, options and transcript."""
+    family, component, session, user, key, status, first, next_, generation, attempts, version, *times, most = row
     created, updated, finished, lease, cancel = [None if time is None else int(time) / 1e6 for time in times]
     fields: Any = (
         run_id,
@@ -135,7 +137,9 @@ def run_from_row(run_id: str, row: Sequence[bytes | None], heavy: Sequence[bytes
         finished,
         lease,
         cancel,
+        heavy[3],
         heavy[2],
+        int(most or 1),
     )
     return Run(*fields)
 

@@ -8,7 +8,7 @@ __all__ = ["CREATE", "RELEASE", "REMOVE", "RESERVE"]
 
 # KEYS run events payload seq wake leases ends <six statuses> all <lists> [idempotency key]
 # ARGV origin run lease|has key|key's value to take over|time of a key reserved elsewhere|has input|input|has metadata
-#      |metadata|<field, value>...
+#      |metadata|has options|options|<field, value>...
 CREATE: Script = Script("""
 if call('EXISTS', KEYS[1]) == 1 then return {1} end
 local now = clock()
@@ -27,12 +27,13 @@ if reserved ~= '' then
   set[#set + 1] = 'kt'
   set[#set + 1] = reserved
 end
-for i = 11, #ARGV do set[#set + 1] = ARGV[i] end
+for i = 13, #ARGV do set[#set + 1] = ARGV[i] end
 call('HSET', KEYS[1], unpack(set))
 call('DEL', KEYS[2], KEYS[3])
 for i = 7, 13 do call('ZREM', KEYS[i], ARGV[2]) end
 if ARGV[7] == '1' then call('HSET', KEYS[3], 'i', ARGV[8]) end
 if ARGV[9] == '1' then call('HSET', KEYS[3], 'm', ARGV[10]) end
+if ARGV[11] == '1' then call('HSET', KEYS[3], 'o', ARGV[12]) end
 if ARGV[4] == '1' then call('SET', KEYS[#KEYS], created .. ' ' .. ARGV[2]) end
 call('ZADD', KEYS[6], lease, ARGV[2])
 call('ZADD', KEYS[8], created, ARGV[2])

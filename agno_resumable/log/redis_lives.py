@@ -33,7 +33,7 @@ def create(writer: Writer, run: NewRun, lease: float) -> Plan[Run]:
     while True:
         (reply,) = yield [_create(writer, run, lease, name if at == partition else "", takes_over, reserved)]
         if reply[0] == 0:
-            return run_from_row(run_id, reply[1], (run.input, run.metadata, None))
+            return run_from_row(run_id, reply[1], (run.input, run.metadata, run.options, None))
         if reply[0] != 2:
             if reserved:
                 yield [evaluate(scripts.RELEASE, tag_of(keys, at), [name], reserved + b" " + run_id.encode())]
@@ -45,7 +45,9 @@ def create(writer: Writer, run: NewRun, lease: float) -> Plan[Run]:
 def _create(writer: Writer, run: NewRun, lease: float, name: str, takes_over: bytes, reserved: bytes) -> Command:
     keys, run_id = writer.keys, run.run_id
     partition = keys.partition(run_id)
-    fields: list[str | bytes] = ["f", run.family.value]
+    fields: list[str | bytes | int] = ["f", run.family.value]
+    if run.max_attempts != 1:
+        fields += ["ma", run.max_attempts]
     for field, value in (
         ("c", run.component_id),
         ("s", run.session_id),
@@ -71,6 +73,8 @@ def _create(writer: Writer, run: NewRun, lease: float, name: str, takes_over: by
         run.input or b"",
         0 if run.metadata is None else 1,
         run.metadata or b"",
+        0 if run.options is None else 1,
+        run.options or b"",
         *fields,
     )
 
@@ -169,7 +173,7 @@ def _removal(writer: Writer, run_id: str, row: Sequence[bytes | None], finished_
 
 def _key_of(writer: Writer, run_id: str, row: Sequence[bytes | None]) -> tuple[int, str, bytes]:
     """Where the run's idempotency key lies and what it holds; an empty name where there is none."""
-    key, reserved = row[4], row[16]
+    key, reserved = row[4], row[17]
     if key is None or reserved is None:
         return 0, "", b""
     at, name = writer.keys.idempotency(None if row[3] is None else row[3].decode(), key.decode())

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _STEP = 128  # runs in one script, or in one round of a sweep
+_LEFT = 3  # of OVERTAKE: somebody else may run it again
 
 
 class Appended(NamedTuple):
@@ -53,7 +54,7 @@ def _refused(run_id: str, reply: Sequence[Any], generation: int = 0) -> NoReturn
 
 
 def _whole(run_id: str, reply: Sequence[Any]) -> Run:
-    return run_from_row(run_id, reply[1], reply[2:5])
+    return run_from_row(run_id, reply[1], reply[2:6])
 
 
 def claim(
@@ -170,29 +171,44 @@ def renew(writer: Writer, claims: Sequence[Claim], lease: float) -> Plan[list[st
     return [claimed[0] for claimed in claims if tuple(claimed) in lost]
 
 
-def expire(writer: Writer, lease: float) -> Plan[list[Run]]:
+def expire(writer: Writer, lease: float, serves: Sequence[str], patience: float) -> Plan[list[Run]]:
     keys = writer.keys
     taken: list[Run] = []
-    partitions: list[int] = list(range(keys.partitions))
-    while partitions:
+    behind = dict.fromkeys(range(keys.partitions), 0)  # how many are left to others, and stay at the list's head
+    while behind:
         due = yield [
-            evaluate(queries.DUE, tag_of(keys, partition), [keys.name(partition, "leases")], _STEP)
-            for partition in partitions
+            evaluate(queries.DUE, tag_of(keys, partition), [keys.name(partition, "leases")], left, _STEP)
+            for partition, left in behind.items()
         ]
         run_ids = [run_id.decode() for reply in due for run_id in reply[1]]
-        replies = yield [_overtake(writer, run_id, lease) for run_id in run_ids]
-        taken += [
-            run_from_row(run_id, reply[1]) for run_id, reply in zip(run_ids, replies, strict=True) if reply[0] == 0
-        ]
-        partitions = [partition for partition, reply in zip(partitions, due, strict=True) if len(reply[1]) == _STEP]
+        replies = yield [_overtake(writer, run_id, lease, serves, patience) for run_id in run_ids]
+        more: dict[int, int] = {}
+        for (partition, left), reply in zip(list(behind.items()), due, strict=True):
+            if len(reply[1]) == _STEP:
+                more[partition] = left
+        for run_id, reply in zip(run_ids, replies, strict=True):
+            if reply[0] == 0:
+                taken.append(run_from_row(run_id, reply[1]))
+            elif reply[0] == _LEFT and (partition := keys.partition(run_id)) in more:
+                more[partition] += 1
+        behind = more
     return taken
 
 
-def _overtake(writer: Writer, run_id: str, lease: float) -> Command:
+def _overtake(writer: Writer, run_id: str, lease: float, serves: Sequence[str], patience: float) -> Command:
     keys = writer.keys
     partition = keys.partition(run_id)
     names = [keys.run(partition, run_id), *keys.changes(partition), keys.name(partition, "leases")]
-    return evaluate(scripts.OVERTAKE, tag_of(keys, partition), names, writer.tag, run_id, microseconds(lease))
+    return evaluate(
+        scripts.OVERTAKE,
+        tag_of(keys, partition),
+        names,
+        writer.tag,
+        run_id,
+        microseconds(lease),
+        microseconds(patience),
+        *serves,
+    )
 
 
 def intend_cancel(writer: Writer, run_id: str, ttl: float) -> Plan[int]:

@@ -25,7 +25,7 @@ local limit, bytes = tonumber(ARGV[2]), tonumber(ARGV[3])
 local at, next = math.max(ARGV[1] + 1, tonumber(row[7])), tonumber(row[8])
 local entries, lost = {}, -1
 if limit > 0 and at < next then
-  local usual = (row[17] - row[18]) / math.max(1, call('XLEN', KEYS[2])) + 64
+  local usual = (row[18] - row[19]) / math.max(1, call('XLEN', KEYS[2])) + 64
   local count = math.max(1, math.min(256, next - at, math.floor(bytes / usual)))
   local from, size, stop = int(at + 1), 0, at + limit
   while at < stop and at < next and size < bytes and lost < 0 do
@@ -66,9 +66,9 @@ end
 return lost
 """)
 
-# KEYS leases; ARGV limit
+# KEYS leases; ARGV offset limit
 DUE: Script = Script("""
-return {0, call('ZRANGEBYSCORE', KEYS[1], '-inf', int(clock()), 'LIMIT', 0, ARGV[1])}
+return {0, call('ZRANGEBYSCORE', KEYS[1], '-inf', int(clock()), 'LIMIT', ARGV[1], ARGV[2])}
 """)
 
 # Which runs stand in all of the lists, newest first; members of the first whose run is gone come apart.

@@ -31,7 +31,7 @@ def get(keys: Keys, run_id: str) -> Plan[Run]:
     (reply,) = yield [evaluate(queries.GET, keys.name(partition, ""), [run, payload])]
     if reply[0]:
         raise RunNotFound(run_id)
-    return run_from_row(run_id, reply[1], reply[2:5])
+    return run_from_row(run_id, reply[1], reply[2:6])
 
 
 def read(keys: Keys, run_id: str, after: int, limit: int, max_bytes: int) -> Plan[Found]:

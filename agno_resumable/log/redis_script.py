@@ -15,8 +15,9 @@ __all__ = ["FINISHED", "LATE", "MISSING", "STALE", "Script"]
 MISSING, STALE, FINISHED, LATE = 1, 2, 3, 4
 
 # A run's row is what `load` gives: redis_keys.FIELDS in their order (6 status, 7 first, 8 next, 9 generation,
-# 10 attempts, 11 version, 12 created, 13 updated, 14 finished, 15 lease, 16 cancel), then 17 the bytes of all events
-# there ever were, 18 those of them that are gone, 19 the connection that wrote last, 20 when its key was reserved.
+# 10 attempts, 11 version, 12 created, 13 updated, 14 finished, 15 lease, 16 cancel, 17 most attempts), then 18 the
+# bytes of all events there ever were, 19 those of them that are gone, 20 the connection that wrote last, 21 when its
+# key was reserved.
 _PARTS = {
     "finished": "local finished = {COMPLETED = true, ERROR = true, CANCELLED = true}\n",
     "int": "local function int(n) return string.format('%.0f', n) end\n",
@@ -29,12 +30,12 @@ end
     "load": """
 local function load(key)
   return call('HMGET', key, 'f', 'c', 's', 'u', 'k', 'st', 'fi', 'nx', 'g', 'a', 'v', 'cr', 'up', 'fn', 'le', 'ca',
-    'tt', 'bs', 'w', 'kt')
+    'ma', 'tt', 'bs', 'w', 'kt')
 end
 """,
     "seen": """
 local function seen(row)
-  row[17] = nil
+  row[18] = nil
   return row
 end
 """,
@@ -50,8 +51,8 @@ end
 """,
     "whole": """
 local function whole(row, payload)
-  local heavy = call('HMGET', payload, 'i', 'm', 't')
-  return {0, seen(row), heavy[1], heavy[2], heavy[3]}
+  local heavy = call('HMGET', payload, 'i', 'm', 'o', 't')
+  return {0, seen(row), heavy[1], heavy[2], heavy[3], heavy[4]}
 end
 """,
 }

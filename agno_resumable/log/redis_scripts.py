@@ -14,25 +14,25 @@ local row = load(KEYS[1])
 local status = row[6]
 if not status then return {1} end
 local writer = ARGV[1] .. ' ' .. ARGV[2]
-if row[19] and row[19] ~= writer then
-  local origin, number = string.match(row[19], '^(%S+) (%d+)$')
+if row[20] and row[20] ~= writer then
+  local origin, number = string.match(row[20], '^(%S+) (%d+)$')
   if origin == ARGV[1] and tonumber(number) > tonumber(ARGV[2]) then return {4} end
 end
 if row[9] ~= ARGV[4] then return {2, row[9]} end
 if finished[status] then return {3, status} end
 local given = ARGV[5]
 if #ARGV < 10 and given == '' and ARGV[6] == '0' then
-  if row[19] ~= writer then call('HSET', KEYS[1], 'w', writer) end
+  if row[20] ~= writer then call('HSET', KEYS[1], 'w', writer) end
   return {0, seen(row)}
 end
 local now = clock()
-local next, total = tonumber(row[8]), tonumber(row[17])
+local next, total = tonumber(row[8]), tonumber(row[18])
 for i = 10, #ARGV, 3 do
   next = next + ARGV[i]
   call('XADD', KEYS[2], int(next) .. '-' .. ARGV[i], int(total), ARGV[i + 2])
   total = total + ARGV[i + 1]
 end
-local first, base, max = tonumber(row[7]), tonumber(row[18]), tonumber(ARGV[8])
+local first, base, max = tonumber(row[7]), tonumber(row[19]), tonumber(ARGV[8])
 if total - base > max then
   local from, kept = '-', nil
   while not kept do
@@ -109,7 +109,7 @@ call('HSET', KEYS[1], 'st', row[6], 'g', row[9], 'a', row[10], 'v', row[11], 'up
 call('ZADD', KEYS[6], row[15], ARGV[2])
 if ARGV[5] ~= '' and tonumber(ARGV[5]) > tonumber(row[8]) then
   row[7], row[8] = ARGV[5], ARGV[5]
-  call('HSET', KEYS[1], 'fi', row[7], 'nx', row[8], 'bs', row[17])
+  call('HSET', KEYS[1], 'fi', row[7], 'nx', row[8], 'bs', row[18])
   call('DEL', KEYS[2])
 end
 if row[6] ~= status then
@@ -145,7 +145,7 @@ _CUT = """
 local function cut(row, first)
   local kept = call('XRANGE', KEYS[2], int(first + 1), '+', 'COUNT', 1)
   row[7], row[11], row[13] = int(first), int(row[11] + 1), int(clock())
-  call('HSET', KEYS[1], 'fi', row[7], 'v', row[11], 'up', row[13], 'bs', kept[1] and kept[1][2][1] or row[17])
+  call('HSET', KEYS[1], 'fi', row[7], 'v', row[11], 'up', row[13], 'bs', kept[1] and kept[1][2][1] or row[18])
   call('XTRIM', KEYS[2], 'MINID', int(first + 1))
   tell(KEYS[3], KEYS[4], row[11], '-', ARGV[1], ARGV[2])
 end
@@ -184,7 +184,7 @@ return {0, seen(row)}
 """
 )
 
-# KEYS run seq wake leases; ARGV origin run lease
+# KEYS run seq wake leases; ARGV origin run lease patience <who can run it again>
 OVERTAKE: Script = Script("""
 local row = load(KEYS[1])
 if not row[6] or not row[15] then
@@ -195,6 +195,11 @@ local now = clock()
 if tonumber(row[15]) > now then
   call('ZADD', KEYS[4], row[15], ARGV[2])
   return {2}
+end
+if tonumber(row[10]) < tonumber(row[17] or 1) and row[15] + ARGV[4] > now then
+  local may = false
+  for i = 5, #ARGV do may = may or (row[2] and ARGV[i] == row[1] .. ':' .. row[2]) end
+  if not may then return {3} end
 end
 row[9], row[10], row[11], row[13] = int(row[9] + 1), int(row[10] + 1), int(row[11] + 1), int(now)
 row[15] = int(now + ARGV[3])

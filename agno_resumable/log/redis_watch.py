@@ -55,8 +55,8 @@ class RedisWatch(Watch):
             self._before_that, self._since_commit = {}, {}
 
     def committed(self, run: Run, batches: Sequence[Batch] = ()) -> None:
-        if run.input is not None or run.metadata is not None or run.transcript is not None:
-            run = replace(run, input=None, metadata=None, transcript=None)  # a page comes without them
+        if (run.input, run.metadata, run.options, run.transcript) != (None, None, None, None):
+            run = replace(run, input=None, metadata=None, options=None, transcript=None)  # a page comes without them
         self.hot.publish(run, batches, self._commit_epoch)  # what came into doubt since then stays so
         self.saw(run)
         self._remember(run.run_id, run.version)

@@ -11,15 +11,15 @@ __all__ = ["RUN_COLUMNS", "pack", "run_from_row", "unpack"]
 
 RUN_COLUMNS = (
     "run_id, family, component_id, session_id, user_id, idempotency_key, status, first_index, next_index, generation, "
-    "attempts, version, created_at, updated_at, finished_at, lease_expires_at, cancel_requested_at"
+    "attempts, version, created_at, updated_at, finished_at, lease_expires_at, cancel_requested_at, max_attempts"
 )
 
 
-def run_from_row(row: Sequence[object], heavy: Sequence[bytes | None] = (None, None, None)) -> Run:
-    """A run from ``RUN_COLUMNS``, and from its input, metadata and transcript."""
-    run_id, family, component_id, session_id, user_id, key, status, *rest = row
+def run_from_row(row: Sequence[object], heavy: Sequence[bytes | None] = (None, None, None, None)) -> Run:
+    """A run from ``RUN_COLUMNS``, and from its input, metadata, options and transcript."""
+    run_id, family, component_id, session_id, user_id, key, status, *rest, max_attempts = row
     owner = (run_id, Family(family), component_id, session_id, user_id, key)
-    fields: Any = (*owner, heavy[0], heavy[1], RunStatus(status), *rest, heavy[2])
+    fields: Any = (*owner, heavy[0], heavy[1], RunStatus(status), *rest, heavy[3], heavy[2], max_attempts)
     return Run(*fields)
 
 

@@ -190,8 +190,10 @@ class SQLiteEventLog:
             if len(removed) < _PRUNE_STEP:
                 return pruned
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
-        return await self._file.write(lambda db: ops.expire(db, lease), self._file.watch.all_committed)
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
+        return await self._file.write(
+            lambda db: ops.expire(db, lease, serves, patience), self._file.watch.all_committed
+        )
 
     # ---------------------------------------------------------------- reads
 

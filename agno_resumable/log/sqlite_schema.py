@@ -9,7 +9,7 @@ from ..errors import LogUnavailable, ResumableError, SchemaTooNew
 
 __all__ = ["connect", "set_up"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x61677275  # "agru", so that nothing else's database is taken for ours
 MINIMUM_SQLITE = (3, 38, 0)  # RETURNING came with 3.35, JSON functions by default with 3.38
 
@@ -61,9 +61,14 @@ CREATE TABLE intents (version INTEGER NOT NULL);
 INSERT INTO intents (version) VALUES (0);
 """
 
+_VERSION_3 = """
+ALTER TABLE run ADD COLUMN max_attempts INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE payload ADD COLUMN options BLOB;
+"""
+
 # Each step leads from the version before it. A process of an older version that has the file open goes on as before:
 # a step may add, and never change what is there.
-_STEPS = (_VERSION_1, _VERSION_2)
+_STEPS = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def connect(path: str, *, synchronous: str, timeout: float, read_only: bool = False) -> sqlite3.Connection:

@@ -74,8 +74,8 @@ class Watch:
 
     def committed(self, run: Run, batches: Sequence[Batch] = ()) -> None:
         """This process has committed this state of the run, and with it these events; in the order of commits."""
-        if run.input is not None or run.metadata is not None or run.transcript is not None:
-            run = replace(run, input=None, metadata=None, transcript=None)  # a page comes without them
+        if (run.input, run.metadata, run.options, run.transcript) != (None, None, None, None):
+            run = replace(run, input=None, metadata=None, options=None, transcript=None)  # a page comes without them
         self.hot.publish(run, batches)
         self.saw(run)
 
