@@ -324,8 +324,7 @@ def make_version_2(path: str) -> None:
     """Turn a file to what the version before restarts has written."""
     with closing(sqlite3.connect(path)) as db:
         db.executescript(
-            "ALTER TABLE run DROP COLUMN max_attempts; ALTER TABLE payload DROP COLUMN options;"
-            "PRAGMA user_version = 2;"
+            "ALTER TABLE run DROP COLUMN max_attempts;ALTER TABLE payload DROP COLUMN options; PRAGMA user_version = 2;"
         )
 
 

@@ -143,9 +143,8 @@ async def test_input_without_json_is_run_once() -> None:
 
     async with MemoryEventLog() as log, ResumableStream(listen, log=log, **RESTART) as stream:
         attempts = []
-        given: Any
-        options: dict[str, Any]
-        for given, options in (("text", {}), (Unsayable(), {}), ((1, 2), {}), ("text", {"image": Unsayable()})):
+        cases: list[tuple[Any, dict[str, Any]]] = [("text", {}), (Unsayable(), {}), ((1, 2), {})]
+        for given, options in [*cases, ("text", {"image": Unsayable()})]:
             run = await stream.wait((await stream.start(given, **options)).run_id)
             assert run.status is RunStatus.COMPLETED
             attempts.append(run.max_attempts)
