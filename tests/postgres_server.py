@@ -11,8 +11,10 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
+import psycopg
 import pytest
 
 from agno_resumable.log.postgres import PostgresEventLog
@@ -55,6 +57,13 @@ class PostgresServer:
     def schema(self) -> str:
         """The name of a schema that nobody has used."""
         return f"log_{os.getpid()}_{next(_numbers)}"
+
+    def database(self) -> str:
+        """The URL of a database that nobody has used."""
+        name = self.schema()
+        with psycopg.connect(self.url, autocommit=True) as db:
+            db.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]  # a name of our own
+        return urlsplit(self.url)._replace(path=f"/{name}").geturl()
 
     def open(self, **options: Any) -> PostgresEventLog:
         """A log on fresh storage."""
