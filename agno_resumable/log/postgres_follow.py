@@ -32,6 +32,9 @@ _FAR = 2**40
 # While there is a listener, what it has not heard of is looked for at this pace: another process may tell nothing.
 _CALM = 1.0
 
+# Of the polling interval: what another process commits is to be here within it, the look and what it finds included.
+_SOONER = 0.8
+
 logger: logging.Logger = logging.getLogger("agno_resumable.log.postgres")
 
 
@@ -142,7 +145,7 @@ class Follower:
     async def _keep_looking(self) -> None:
         looked = anyio.current_time()
         while True:
-            interval = _CALM if self._is_listening() else self._poll_interval
+            interval = _CALM if self._is_listening() else self._poll_interval * _SOONER
             with anyio.move_on_after(looked + interval - anyio.current_time()):
                 await self._nudged.wait()
             self._nudged.clear()
