@@ -27,7 +27,7 @@ class Attachment:
     def __init__(self, log: EventLog | str, policy: Policy) -> None:
         if isinstance(log, str):
             opened = open_log(log)  # a bad URL is told here and not at the first request
-            log = log if log.startswith("sqlite") else opened
+            log = opened if log.startswith("memory") else log  # by its URL all parts of the process share it
         self._log = log
         self.policy: Policy = policy
         self._supervisor: Supervisor | None = None

@@ -22,7 +22,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import URL
 
-from agno_resumable import Batch, follow
+from agno_resumable import Batch, ResumableStream, follow
 from agno_resumable.cli import main
 from agno_resumable.errors import LogUnavailable, RunNotFound, SchemaTooNew, UnsupportedLogURL
 from agno_resumable.log.checks import chunks
@@ -980,3 +980,14 @@ async def test_chunks_are_cut_for_pages(postgres: PostgresServer, admin: psycopg
         assert (first, last) == (len(parts), len(parts) + len(part) - 1)
         assert size == sum(len(one.data) for one in part)
         parts += part
+
+
+async def test_all_parts_of_a_process_share_the_log_of_one_url(postgres: PostgresServer) -> None:
+    async def nothing(input: str) -> AsyncIterator[str]:
+        yield input
+
+    url = f"{postgres.url}{'&' if '?' in postgres.url else '?'}schema={postgres.schema()}"
+    one, two = ResumableStream(nothing, log=url), ResumableStream(nothing, log=url, component_id="two")
+    async with one, two:
+        assert await one.log() is await two.log()
+        assert (await one.wait((await one.start("Go.")).run_id)).status is RunStatus.COMPLETED
