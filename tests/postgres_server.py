@@ -62,7 +62,7 @@ class PostgresServer:
         """The URL of a database that nobody has used."""
         name = self.schema()
         with psycopg.connect(self.url, autocommit=True) as db:
-            db.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]  # a name of our own
+            db.execute(f'CREATE DATABASE "{name}"')
         return urlsplit(self.url)._replace(path=f"/{name}").geturl()
 
     def open(self, **options: Any) -> PostgresEventLog:
