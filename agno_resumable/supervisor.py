@@ -277,11 +277,15 @@ class Supervisor:
             self._forget()
             if not _supervisors.get():
                 self.drain.unlisten()
-            with anyio.CancelScope(shield=True):
-                for producer in list(self._producers.values()):  # asyncio.run was quicker than their first step
-                    await producer.abandon()
-                if opened:
-                    await self.log.__aexit__(None, None, None)
+            try:
+                with anyio.CancelScope(shield=True):
+                    for producer in list(self._producers.values()):  # asyncio.run was quicker than their first step
+                        await producer.abandon()
+                    if opened:
+                        await self.log.__aexit__(None, None, None)
+            except Exception:  # of a log; whoever waits for the end must not wait for ever
+                logger.exception("the log could not be closed")
+            finally:
                 self._ended.set()
 
     def _forget(self) -> None:

@@ -920,7 +920,7 @@ PARAMETERS: dict[str, list[object]] = {
     "forget_transcript": [1],
     "renew": [1.0, _RUN, [1, 1]],
     "request_cancel": ["run-1"],
-    "expire": [1.0],
+    "expire": [300.0, ["agent:writer"], 1.0],
     "drop_chunks": [1, 5],
     "trim": [1, 1, 1],
     "delete": ["run-1"],

@@ -287,6 +287,18 @@ async def test_a_run_whose_last_attempt_is_running_is_ended_when_its_process_sto
         assert (await log.get(run.run_id)).status is RunStatus.CANCELLED
 
 
+async def test_a_log_that_cannot_be_closed_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(MemoryEventLog):
+        async def __aexit__(self, *raised: object) -> None:
+            await super().__aexit__(None, None, None)
+            raise RuntimeError("It is stuck.")
+
+    with anyio.fail_after(PATIENCE):
+        async with ResumableStream(speak, log=Broken(), **QUICK) as stream:
+            await stream.wait((await stream.start("Go.")).run_id)
+    assert [record.message for record in caplog.records if record.exc_info] == ["the log could not be closed"]
+
+
 # ---------------------------------------------------------------- the wire
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -16,6 +19,8 @@ __all__ = ["Tasks"]
 T = TypeVar("T")
 Job = Callable[[], Awaitable[object]]
 
+logger: logging.Logger = logging.getLogger("agno_resumable.log.postgres")
+
 # How long jobs that are under way when the log closes may take to end by themselves, in seconds.
 _LAST_WORDS = 2.0
 
@@ -29,17 +34,41 @@ class Tasks:
 
     def __init__(self) -> None:
         self.closed: bool = False
-        self._group: TaskGroup = anyio.create_task_group()
+        self._group: TaskGroup
+        self._owner: object = None  # the task; held, because an event loop holds tasks only weakly
+        self._begun = anyio.Event()
+        self._stop = anyio.Event()
+        self._over = anyio.Event()
         self._scopes: set[anyio.CancelScope] = set()
         self._jobs = 0
         self._quiet = anyio.Event()
 
     async def open(self) -> None:
-        """Let tasks be started."""
-        await self._group.__aenter__()
+        """Let tasks be started.
+
+        Their owner is a task by itself, in an empty context: a log may be closed in another task than the one that
+        opened it, and under other cancel scopes, and carries no request's context along.
+        """
+        self._owner = contextvars.Context().run(asyncio.get_running_loop().create_task, self._main())
+        await self._begun.wait()
+
+    async def _main(self) -> None:
+        try:
+            async with anyio.create_task_group() as self._group:
+                with anyio.CancelScope(shield=True):
+                    self._begun.set()
+                    while not self.closed:
+                        try:
+                            await self._stop.wait()
+                        except anyio.get_cancelled_exc_class():
+                            continue  # asyncio.run at its end cancels every task there is, see _own
+        except Exception:  # a bug of ours: whoever closes the log must not wait for ever
+            logger.exception("a task of the log failed")
+        finally:
+            self._over.set()
 
     async def close(self) -> None:
-        """Wait for jobs, but not for long, and end the loops. Called in the task that called ``open``."""
+        """Wait for jobs, but not for long, and end the loops."""
         self.closed = True
         with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_WORDS):
             while self._jobs:
@@ -47,7 +76,9 @@ class Tasks:
                 await self._quiet.wait()
         for scope in self._scopes:
             scope.cancel()
-        await self._group.__aexit__(None, None, None)
+        self._stop.set()
+        with anyio.CancelScope(shield=True):
+            await self._over.wait()
 
     def loop(self, job: Job) -> None:
         """Run ``job``, which never ends, until the log closes."""
