@@ -310,7 +310,7 @@ class LogMachine(RuleBasedStateMachine):
     def open(self, owners: tuple[str | None, ...], lease: float) -> None:
         self.enter(self.fresh())
         for run_id, owner in zip(NAMES, owners, strict=True):
-            self.create(0, None, run_id, owner, run_id == NAMES[0], lease)
+            self.create(0, None, run_id, owner, run_id == NAMES[0], lease, 1 + len(run_id) % 3)
 
     def teardown(self) -> None:
         try:
@@ -592,7 +592,7 @@ class LogMachine(RuleBasedStateMachine):
             return
         self.do(via, cut, [run_id], lambda log: log.delete(run_id), lambda model: model.delete(run_id))
         if anew:
-            self.create(via, None, run_id, owner, keyed, LONG)
+            self.create(via, None, run_id, owner, keyed, LONG, 1)
 
     @rule(via=openings, cut=ticks)
     def prune(self, via: int, cut: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from random import random
 from typing import Any, TypeVar
@@ -176,6 +177,8 @@ class Committer:
         self._max_run_bytes = max_run_bytes
         self._appended = appended
         self._epoch = epoch
+        self._origin = secrets.randbits(62)
+        self._connection = 1  # raised whenever one was lost under a write, whose outcome nobody knows
 
     async def commit(self, group: Sequence[Operation[Connection, object]]) -> None:
         """Apply the group, what concerns one run in its order; give every operation its result or its error."""
@@ -190,6 +193,7 @@ class Committer:
                         await self._call(db, call)
         except BaseException as error:  # whatever it is, the callers must learn of it
             sent = isinstance(error, asyncio.CancelledError)
+            self._connection += 1
             failure = error if isinstance(error, ResumableError) else unavailable(error, outcome_unknown=sent)
             for operation in group:
                 if operation.error is None and not hasattr(operation, "result"):
@@ -228,8 +232,11 @@ class Committer:
         epoch = self._epoch()
         try:
             parts = [entry.parts for entry in entries]
-            rows = await again(lambda: fetch(db, *_statement(self._sql, entries, parts)))
+            writer = (self._origin, self._connection)
+            rows = await again(lambda: fetch(db, *_statement(self._sql, writer, entries, parts)))
         except (psycopg.Error, ValueError) as error:
+            if db.closed or _is_unknown(db, error):
+                self._connection += 1
             if db.closed:
                 self._fail(entries, unavailable(error, outcome_unknown=True))
                 raise unavailable(error) from error
@@ -259,7 +266,12 @@ class Committer:
         """Say why, or that there is no reason; return the entries for which there is none although they would store."""
         if not entries:
             return []
+        asking = [entry.last for entry in entries if not entry.count and not entry.closed]
         try:
+            if asking and self._connection > 1:
+                names, held = Texts([one.run_id for one in asking]), Int8s([one.generation for one in asking])
+                fence = (names, held, self._origin, self._connection)
+                await again(lambda: fetch(db, self._sql.fence, fence))
             found = {run.run_id: run for run in await states(db, self._sql, [entry.last.run_id for entry in entries])}
         except psycopg.Error as error:
             self._fail(entries, unavailable(error))
@@ -335,15 +347,19 @@ def _plan(
 
 
 def _statement(
-    sql: Statements, entries: Sequence[_Entry], parts: Sequence[Sequence[Sequence[EncodedEvent]]]
+    sql: Statements,
+    writer: tuple[int, int],
+    entries: Sequence[_Entry],
+    parts: Sequence[Sequence[Sequence[EncodedEvent]]],
 ) -> tuple[str, list[object]]:
     if len(entries) == 1 and len(parts[0]) == 1 and not entries[0].closed:
         (entry,), ((part,),) = entries, parts
         return sql.append_one, [
-            *(entry.count, entry.size, entry.last.run_id, entry.last.generation),
+            *(entry.count, entry.size, *writer, entry.last.run_id, entry.last.generation),
             *(entry.count, entry.size, pack(part)),
         ]
     given: list[object] = [
+        *writer,
         Texts([entry.last.run_id for entry in entries]),
         Int8s([entry.last.generation for entry in entries]),
         Int8s([entry.count for entry in entries]),

@@ -85,6 +85,9 @@ def _version_1(name: Names) -> Sequence[str]:
     lease_expires_at double precision,
     cancel_requested_at double precision,
     held boolean NOT NULL,
+    -- which opening of the log has written last, and over which of its connections, one after the other
+    origin bigint NOT NULL DEFAULT 0,
+    connection bigint NOT NULL DEFAULT 0,
     max_attempts bigint NOT NULL DEFAULT 1
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05)""",
         f"CREATE INDEX {index('run_by_time')} ON {name('run')} (created_at, id)",

@@ -31,9 +31,12 @@ class Statements:
 
         # All runs of the group in one statement: the fence, the counter, the events. What is not in the answer was
         # refused. A chunk's place is counted from the run's new end, which only this statement knows.
+        # A statement whose connection was given up may still be done by the server, when a lock is free again or the
+        # server goes on. By then its runs may have been asked for what is stored, see `fence`, and it comes too late.
         appended = f"""
 WITH given AS (
-    SELECT * FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::text[])
+    SELECT *, %b::int8 AS origin, %b::int8 AS connection
+    FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::text[])
         WITH ORDINALITY AS g (run_id, generation, count, size, status, n)
 ), appended AS (
     UPDATE {run} r SET
@@ -42,9 +45,10 @@ WITH given AS (
             WHEN r.status = 'PENDING' AND g.count > 0 THEN 'RUNNING' ELSE r.status END,
         finished_at = CASE WHEN g.status IN {_FINISHED} THEN {_NOW} END,
         lease_expires_at = CASE WHEN g.status IN {_RESTING} THEN NULL ELSE r.lease_expires_at END,
-        held = r.held AND g.status NOT IN {_RESTING}
+        held = r.held AND g.status NOT IN {_RESTING}, origin = g.origin, connection = g.connection
     FROM given g
     WHERE r.run_id = g.run_id AND r.generation = g.generation AND r.status NOT IN {_FINISHED}
+        AND (r.origin <> g.origin OR r.connection <= g.connection)
     RETURNING g.n, r.id, r.size, {_OF_R}
 ), stored AS (
     INSERT INTO {chunk} (run, last_index, first_index, size, events)
@@ -64,13 +68,23 @@ WITH given AS (
 WITH appended AS (
     UPDATE {run} r SET
         next_index = r.next_index + %b::int8, size = r.size + %b::int8, version = r.version + 1, updated_at = {_NOW},
-        status = CASE WHEN r.status = 'PENDING' THEN 'RUNNING' ELSE r.status END
+        status = CASE WHEN r.status = 'PENDING' THEN 'RUNNING' ELSE r.status END, origin = g.origin,
+        connection = g.connection
+    FROM (VALUES (%b::int8, %b::int8)) AS g (origin, connection)
     WHERE r.run_id = %b::text AND r.generation = %b::int8 AND r.status NOT IN {_FINISHED}
+        AND (r.origin <> g.origin OR r.connection <= g.connection)
     RETURNING 1, r.id, r.size, {_OF_R}
 ), stored AS (
     INSERT INTO {chunk} (run, last_index, first_index, size, events)
     SELECT id, next_index - 1, next_index - %b::int8, %b::int8, %b::bytea FROM appended
 ) SELECT * FROM appended"""
+        # From here on nothing is stored that was sent over an earlier connection: it waits for what is under way in
+        # its runs, and turns away what comes behind it.
+        self.fence: str = f"""
+UPDATE {run} r SET origin = w.origin, connection = w.connection
+FROM unnest(%b::text[], %b::int8[]) AS g (run_id, generation), (VALUES (%b::int8, %b::int8)) AS w (origin, connection)
+WHERE r.run_id = g.run_id AND r.generation = g.generation AND r.status NOT IN {_FINISHED}
+    AND (r.origin <> w.origin OR r.connection < w.connection)"""
         self.states: str = f"SELECT {RUN_COLUMNS} FROM {run} WHERE run_id = ANY(%b::text[])"
         # the newest chunk stays, whatever its size
         self.excess: str = f"""
