@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,6 +37,7 @@ async def _run(options: argparse.Namespace) -> list[Report]:
                         duration=options.duration,
                         patience=options.patience,
                         said=_say,
+                        keep=options.keep,
                     )
                     _say(str(report))
                     reports.append(report)
@@ -50,7 +53,9 @@ def main() -> int:
     parser.add_argument("--duration", type=float, help="seconds after which no cycle of a fault begins any more")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--patience", type=float, default=120.0, help="seconds that anything may take")
+    parser.add_argument("--keep", type=Path, help="a directory for the records of the cycles with violations")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped and files removed
     reports = asyncio.run(_run(options))
     broken = [report for report in reports if report.violations]
     for report in broken:

@@ -23,7 +23,7 @@ from .worker import make_log
 
 _SEGMENT = 16_777_216  # a file of PostgreSQL's write-ahead log
 
-__all__ = ["Backend", "MemoryBackend", "PostgresBackend", "RedisBackend", "ServerBackend", "SQLiteBackend"]
+__all__ = ["Backend", "MemoryBackend", "PostgresBackend", "RedisBackend", "SQLiteBackend", "ServerBackend"]
 
 
 class Backend(Protocol):

@@ -15,9 +15,11 @@ from .backends import Backend, PostgresBackend, RedisBackend, SQLiteBackend
 from .checker import Violation
 from .cycle import Cycle, Stage
 from .injecting import FAULTS, Fault
+from .records import dump
 from .workers import Nursery
 
 __all__ = ["Report", "campaign", "faults_of", "private_backend"]
+
 
 @dataclass
 class Report:
@@ -56,6 +58,7 @@ async def campaign(
     duration: float | None = None,
     patience: float = 120.0,
     said: Callable[[str], None] = lambda _: None,
+    keep: Path | None = None,
 ) -> Report:
     """Play cycles one after another, with the same workers, until there are enough or the time is over.
 
@@ -63,6 +66,7 @@ async def campaign(
         duration: In seconds; ``None`` for as long as it takes.
         patience: How long, in seconds, anything within a cycle may take.
         said: Told each violation as it is found.
+        keep: A directory for the records of cycles with violations.
     """
     report = Report(backend.kind, fault.name, seed)
     seeds = random.Random(f"{seed} {backend.kind} {fault.name}")
@@ -84,6 +88,9 @@ async def campaign(
                     report.failed_cycles.append(number)
                     for violation in outcome.violations:
                         said(f"{backend.kind} {fault.name}, cycle {number} of seed {seed}: {violation}")
+                    if keep is not None:
+                        name = f"{backend.kind}-{fault.name}-{seed}-{number}.jsonl"
+                        keep.joinpath(name).write_bytes(b"".join(map(dump, stage.journal.records)))
                     await stage.clear()  # whatever they do, it is not the next cycle's
         finally:
             await stage.clear()

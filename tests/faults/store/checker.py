@@ -113,7 +113,9 @@ def _check_content(writing: _Writing, final: Final) -> list[Violation]:
         sentence = f"the run says that index {final.next_index} is next, and its events end before {expected}"
         found.append(Violation(Kind.HOLE, run, sentence, index=expected))
     if final.first_index > writing.trimmed:
-        sentence = f"the run begins at {final.first_index}, and nobody has dropped more than what is under {writing.trimmed}"
+        sentence = (
+            f"the run begins at {final.first_index}, and nobody has dropped more than what is under {writing.trimmed}"
+        )
         found.append(Violation(Kind.LOST_EVENT, run, sentence, index=final.first_index))
     return found
 
@@ -177,10 +179,12 @@ def _check_end(writing: _Writing, final: Final) -> list[Violation]:
         found.append(Violation(Kind.NO_END, run, sentence))
     if not final.finished:
         found.append(Violation(Kind.NO_END, run, f"the run is {final.status}, which is no end"))
-    told = {(told.events[-1:], told.ends) for told in writing.acknowledged if told.ends is not None}
+    told = {(told.events[-1:], told.ends) for told in writing.acknowledged if told.ends in ENDINGS}
     if len(told) > 1:
         found.append(Violation(Kind.TWO_ENDS, run, f"{len(told)} writers were told that they had ended the run"))
     if any(ends != final.status for _, ends in told):
-        sentence = f"the run is {final.status}, and a writer was told another end: {sorted(str(end) for _, end in told)}"
+        sentence = (
+            f"the run is {final.status}, and a writer was told another end: {sorted(str(end) for _, end in told)}"
+        )
         found.append(Violation(Kind.NO_END, run, sentence))
     return found

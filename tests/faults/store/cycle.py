@@ -115,29 +115,45 @@ class Cycle:
         return await self._stage.worker(role)
 
     async def begin(self) -> None:
-        """Have the runs produced, one by hand and one through an outbox, and read by two processes."""
+        """Have the runs produced, and read by two processes."""
         self.journal.clear()
         producer = await self.worker("producer")
         for role in (*READERS, "heir"):
             await self.worker(role)
-        for number, run in enumerate(self.runs):
-            seed = self.random.getrandbits(32)
-            producer.send(do="produce", run=run, lease=self._lease, seed=seed, via_outbox=bool(number % 2))
+        self.produce(producer)
         await self.until(lambda: all(run in self.journal.generation for run in self.runs), "the runs are created")
         for run in self.runs:
             for role in READERS:
                 await self.read(role, run, f"{role}:{run}")
 
+    def produce(self, producer: Handle) -> None:
+        """Create the runs, or go on with them, one by hand and one through an outbox."""
+        for number, run in enumerate(self.runs):
+            seed = self.random.getrandbits(32)
+            producer.send(do="produce", run=run, lease=self._lease, seed=seed, via_outbox=bool(number % 2))
+
+    async def rest(self) -> None:
+        """Have the runs rest and go on, with all readers staying."""
+        producer = await self.worker("producer")
+        for run in self.runs:
+            producer.send(do="rest", run=run)
+        # Whoever has not come to the pause when it is over is not told of it, so the next leg waits
+        await self.until(lambda: self.journal.rested >= self._lines.keys(), "readers are told of the pause")
+        self.produce(producer)
+        await self.taken_over()
+
     async def read(self, role: str, run: str, line: str) -> None:
         """Have a client read a run, from where it was, if it was there."""
         self._lines[line] = (role, run)
+        # Small pages, a slow client, and one that takes all there is
+        limit, lag = self.random.choice(((7, 0.0), (200, 0.01), (2048, 0.0)))
         (await self.worker(role)).send(
             do="read",
             run=run,
             line=line,
             after=self.journal.cursors.get(line, -1),
-            limit=self.random.choice((3, 50, 2048)),
-            lag=self.random.choice((0.0, 0.0, 0.02)),
+            limit=limit,
+            lag=lag,
         )
 
     async def kill(self, role: str) -> None:
@@ -180,12 +196,17 @@ class Cycle:
             lambda: all(seen.get(run, 0) >= wanted[run] for run in self.runs), f"each run gets to {wanted}"
         )
 
-    async def trouble(self, what: str, *, times: int = 1, everywhere: bool = False) -> None:
-        """Wait until an append to one of the runs, or to each of them, was refused or in doubt so many times."""
-        seen = self.journal.troubles
-        before = {run: seen.get(run, 0) for run in self.runs}
+    def troubles(self) -> dict[str, int]:
+        """How many appends to each run were refused or in doubt so far."""
+        return {run: self.journal.troubles.get(run, 0) for run in self.runs}
+
+    async def trouble(self, before: dict[str, int], what: str, *, times: int = 1, everywhere: bool = False) -> None:
+        """Wait until ``troubles`` has risen by ``times`` since ``before``, for one run or for each."""
         enough = all if everywhere else any
-        await self.until(lambda: enough(seen.get(run, 0) >= before[run] + times for run in self.runs), what)
+        await self.until(
+            lambda: enough(found >= before[run] + times for run, found in self.troubles().items()),
+            what,
+        )
 
     async def taken_over(self) -> None:
         """Wait until somebody else produces each of the runs."""
@@ -194,12 +215,14 @@ class Cycle:
             "the runs are taken over",
         )
 
+    async def told_the_end(self) -> None:
+        """Wait until all readers were told the end."""
+        await self.until(lambda: self.journal.ended >= self._lines.keys(), "readers are told the end")
+
     async def ended(self) -> None:
         """Wait until all readers were told the end, and no producer that lives produces any more."""
-        await self.until(
-            lambda: self.journal.ended >= self._lines.keys() and not self.journal.producing,
-            "readers are told the end and producers have noticed it",
-        )
+        await self.told_the_end()
+        await self.until(lambda: not self.journal.producing, "producers have noticed the end")
 
     # ---------------------------------------------------------------- the end
 

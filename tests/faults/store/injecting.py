@@ -45,12 +45,13 @@ class Fault(ABC):
 
 
 class Calm(Fault):
-    """Nothing goes wrong: what the checker finds here is wrong with the log, or with the checker."""
+    """Nothing goes wrong, and each run rests once: what is found here is wrong with the log, or with the checker."""
 
     name = "calm"
     backends = _SHARED | {"memory"}
 
     async def strike(self, cycle: Cycle) -> None:
+        await cycle.rest()
         await cycle.progress(30)
 
 
@@ -94,7 +95,7 @@ class ProducerStopped(Fault):
                 await cycle.taken_over()
                 await cycle.progress(20)
             else:
-                await cycle.until(lambda: len(cycle.journal.ended) >= len(cycle.runs), "the runs are buried")
+                await cycle.told_the_end()
         finally:
             zombie.go_on()
         mine = zombie.name
@@ -177,10 +178,11 @@ class ServerPaused(ServerFault):
     timeout = 1.0
 
     async def hit(self, cycle: Cycle, server: ServerBackend) -> None:
+        before = cycle.troubles()
         await anyio.to_thread.run_sync(server.pause)
         try:
             if cycle.random.random() < 0.7:
-                await cycle.trouble("a producer is in doubt")
+                await cycle.trouble(before, "a producer is in doubt")
                 await cycle.phase()
             else:
                 await anyio.sleep(5.0)
@@ -198,8 +200,9 @@ class WritesBlocked(ServerFault):
 
     async def hit(self, cycle: Cycle, server: ServerBackend) -> None:
         assert isinstance(server, PostgresBackend)
+        before = cycle.troubles()
         async with server.locked():
-            await cycle.trouble("every producer is in doubt, and has tried again", times=2, everywhere=True)
+            await cycle.trouble(before, "every producer is in doubt, and has tried again", times=2, everywhere=True)
 
 
 class ListenerCut(ServerFault):
@@ -241,16 +244,17 @@ class DiskFull(Fault):
 
     async def strike(self, cycle: Cycle) -> None:
         room = cycle.random.randrange(30_000)
+        before = cycle.troubles()
         if isinstance(cycle.backend, SQLiteBackend):
             producer = await cycle.worker("producer")
             # Also less than there is: the file is written over from its beginning now and then
             producer.send(do="limit", path=cycle.backend.journal, beyond=room - 10_000)
-            await cycle.trouble("the disk is full")
+            await cycle.trouble(before, "the disk is full")
             producer.send(do="limit", path=cycle.backend.journal, beyond=None)
         else:
             server = cast(ServerBackend, cycle.backend)
             await anyio.to_thread.run_sync(server.fill_disk, room)
-            await cycle.trouble("the disk is full")
+            await cycle.trouble(before, "the disk is full")
             await anyio.to_thread.run_sync(server.free_disk)
         await cycle.progress(10)
 

@@ -20,6 +20,7 @@ from .records import (
     Opened,
     Record,
     Refused,
+    Rested,
     Said,
 )
 
@@ -55,6 +56,8 @@ class Journal:
         """By line: what the client would come back with."""
         self.ended: set[str] = set()
         """The lines that were told the end."""
+        self.rested: set[str] = set()
+        """The lines that were told of a pause."""
         self.troubles: dict[str, int] = {}
         """By run: how many appends were refused or in doubt."""
         self.said: dict[tuple[str, str], int] = {}
@@ -79,6 +82,8 @@ class Journal:
             self.cursors[record.line] = record.frames[-1][0]
         elif isinstance(record, Missed):
             self.cursors[record.line] = record.first_available - 1
+        elif isinstance(record, Rested):
+            self.rested.add(record.line)
         elif isinstance(record, Ended):
             self.ended.add(record.line)
         elif isinstance(record, (Doubted, Refused)):

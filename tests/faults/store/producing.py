@@ -20,11 +20,12 @@ from agno_resumable.outbox import Outbox
 from agno_resumable.sse import Identity
 from agno_resumable.supervisor import Supervisor
 
-from .records import Began, Finished, Lost
 from .recording import Recording
+from .records import Began, Finished, Lost
 
 __all__ = ["Pace", "Production", "create"]
 
+_LAST = {RunStatus.COMPLETED: "RunCompleted", RunStatus.PAUSED: "RunPaused"}
 _OUTAGE = 300.0  # longer than any fault lasts: a run is given up only when the test is
 
 
@@ -83,15 +84,15 @@ class Production:
     ) -> None:
         self.run = run
         self.via_outbox = via_outbox
-        self._finishing = False
+        self._end: RunStatus | None = None
         self._log = log
         self._pace = pace
         self._supervisor = supervisor
         self._numbers = itertools.count()
 
-    def finish(self) -> None:
-        """Have the run end after what is on its way."""
-        self._finishing = True
+    def finish(self, status: RunStatus = RunStatus.COMPLETED) -> None:
+        """Have the run end after what is on its way, or rest until it is claimed again."""
+        self._end = status
 
     async def produce(self) -> None:
         """Write until there is an end; never raises what a producer has to expect of a log."""
@@ -103,6 +104,9 @@ class Production:
             lost = type(error).__name__
         if lost:
             self._log.record(Lost(self._log.worker, run_id, generation, lost))
+            return
+        if self._end is RunStatus.PAUSED:
+            self._log.record(Finished(self._log.worker, run_id, generation))
             return
         # Nothing may follow the end, and somebody always tries
         with suppress(RunFinished, StaleGeneration, LogUnavailable):
@@ -120,8 +124,8 @@ class Production:
         index = self.run.next_index
         while True:
             events = [self._event() for _ in range(self._pace.batch)]
-            if self._finishing:
-                await self._store(index, [*events, self._event("RunCompleted")], RunStatus.COMPLETED)
+            if self._end is not None:
+                await self._store(index, [*events, self._event(_LAST[self._end])], self._end)
                 return ""
             index = await self._store(index, events, None)
             await self._pace.rest()
@@ -180,10 +184,10 @@ class Production:
                 outbox.put(event)
             tasks.start_soon(self._note, outbox, first, events)
             await outbox.room()
-            if self._finishing:
-                last = self._event("RunCompleted")
-                tasks.start_soon(self._note, outbox, outbox.next_index, [last], RunStatus.COMPLETED)
-                outbox.finish(RunStatus.COMPLETED, last)
+            if self._end is not None:
+                last = self._event(_LAST[self._end])
+                tasks.start_soon(self._note, outbox, outbox.next_index, [last], self._end)
+                outbox.finish(self._end, last)
                 return
             await self._pace.rest()
 
@@ -193,4 +197,3 @@ class Production:
         """The outbox's own word that the log has these events, also where it found that out after a doubt."""
         if await outbox.stored(first + len(events) - 1):
             self._log.told(*outbox.claim, first, events, status)
-

@@ -19,7 +19,6 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,7 +29,7 @@ from anyio.abc import TaskGroup
 from agno_resumable.errors import LogUnavailable
 from agno_resumable.log import postgres, postgres_open, redis, sqlite  # noqa: F401
 from agno_resumable.log.protocol import EventLog
-from agno_resumable.model import Run
+from agno_resumable.model import Run, RunStatus
 from agno_resumable.supervisor import Policy, Supervisor
 
 from .producing import Pace, Production, create
@@ -146,12 +145,17 @@ class Worker:
         for production in self._productions.pop(run, []):
             production.finish()
 
+    async def do_rest(self, run: str) -> None:
+        """Have the run rest; ``do_produce`` goes on with it."""
+        for production in self._productions.pop(run, []):
+            production.finish(RunStatus.PAUSED)
+
     async def do_read(self, run: str, line: str, after: int, limit: int, lag: float) -> None:
         """Follow the run to its end."""
         await read_to_end(self.log, self.name, self.record, run=run, line=line, after=after, limit=limit, lag=lag)
 
     async def do_inherit(self, how: str, interval: float, lease: float, seed: int) -> None:
-        """Look for runs whose producer is lost, until ``do_renounce``: ``bury`` them, or ``adopt`` and continue them."""
+        """Look for runs whose producer is lost, until ``do_renounce``: ``bury`` them, or ``adopt`` and go on."""
         with anyio.CancelScope() as self._inheriting:
             self.say("inheriting")
             if how == "bury":
@@ -198,7 +202,7 @@ class Worker:
     async def do_limit(self, path: str, beyond: int | None) -> None:
         """Let no file grow further than so many bytes beyond the size of this one; or, with ``None``, any again."""
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        soft = hard if beyond is None else max(0, Path(path).stat().st_size + beyond)
+        soft = hard if beyond is None else max(0, os.stat(path).st_size + beyond)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         self.say("limited")
 
