@@ -220,9 +220,12 @@ def _send(channel: socket.socket, data: bytes) -> None:
 
 
 async def _commands(channel: socket.socket) -> AsyncIterator[dict[str, Any]]:
-    reader, _ = await asyncio.open_unix_connection(sock=channel.dup())
-    while line := await reader.readline():
-        yield orjson.loads(line)
+    reader, writer = await asyncio.open_unix_connection(sock=channel.dup())
+    try:
+        while line := await reader.readline():
+            yield orjson.loads(line)
+    finally:
+        writer.close()
 
 
 def _child(channel: socket.socket, name: str) -> None:
@@ -242,6 +245,7 @@ def _die_with_parent() -> None:
 def _main(fd: int) -> None:
     _die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are nobody's to wait for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the tests end what they have started
     logging.getLogger("agno_resumable").addHandler(logging.NullHandler())  # what it warns of is what is meant to happen
     nursery = socket.socket(fileno=fd)
     while True:

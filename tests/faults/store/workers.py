@@ -184,6 +184,7 @@ class LocalWorker:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        self._receive.close()  # if it was cancelled before its first step
 
     def stop(self) -> None:
         self._going = anyio.Event()
