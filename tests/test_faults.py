@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import pytest
 from agno_resumable.errors import LogUnavailable
 from agno_resumable.log.memory import MemoryEventLog
 from agno_resumable.log.postgres import PostgresEventLog
-from agno_resumable.model import EncodedEvent, NewRun
+from agno_resumable.model import EncodedEvent, Family, NewRun, RunStatus
+from agno_resumable.outbox import Outbox
+from agno_resumable.sse import Identity
 
 from .faults.store.backends import Backend, MemoryBackend, PostgresBackend, RedisBackend, SQLiteBackend
 from .faults.store.campaign import campaign, faults_of
@@ -118,6 +120,34 @@ async def test_what_postgres_was_told_not_to_have_is_not_stored_later(own_postgr
         for _ in range(100):  # the statement of the lost connection comes to its turn
             await anyio.sleep(0.01)
             assert (await log.get("run")).next_index == 1
+
+
+@pytest.mark.xfail(strict=True, reason="PostgreSQL does late what its client has given up")
+async def test_an_outbox_stores_nothing_twice_where_postgres_stood_still(own_postgres: PostgresServer) -> None:
+    """The same with the library's own producer: it asks, is told that nothing was stored, and tries again."""
+    backend = PostgresBackend(own_postgres)
+    async with PostgresEventLog(own_postgres.url, schema=backend.schema, timeout=0.5) as log:
+        run = await log.create(NewRun("run"), lease=600.0)
+        outbox = Outbox(log, run, family=Family.AGENT, identity=Identity(run_id="run"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outbox.write)
+            outbox.put(EncodedEvent("RunContent", b'{"n":0}'))
+            assert await outbox.stored(0)  # the statement is prepared: the next time it is sent in one piece
+            async with backend.locked():
+                outbox.put(EncodedEvent("RunContent", b'{"n":1}'))
+                with anyio.move_on_after(5):  # a log that knows better does not try again here
+                    await _until(lambda: backend.waiting() == 2)  # the connection that was given up, and the next one
+            await _until(lambda: backend.waiting() == 0)
+            outbox.finish(RunStatus.COMPLETED, EncodedEvent("RunCompleted", b'{"n":2}'))
+        stored = (await log.read("run")).events
+    assert [event.data for event in stored] == [b'{"n":0}', b'{"n":1}', b'{"n":2}']
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Ask in a thread until it is so; nobody tells of it."""
+    with anyio.fail_after(60):
+        while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110  # another process knows
+            await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize("mutant", [*WRITING, *READING], ids=lambda mutant: mutant.__name__)

@@ -194,6 +194,11 @@ class PostgresBackend:
             yield
             await db.rollback()
 
+    def waiting(self) -> int:
+        """How many connections wait for a lock."""
+        ((count,),) = self._ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return int(count)
+
     def cut_listeners(self) -> int:
         listening = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'"
         return len(self._ask(listening))
