@@ -106,6 +106,7 @@ class Cycle:
         self.runs: Sequence[str] = [f"{name}.{number}" for number in range(runs)]
         self._stage = stage
         self._lease = lease
+        self._inheriting = False
         self._lines: dict[str, tuple[str, str]] = {}  # by line: the reader's role, and the run
 
     # ---------------------------------------------------------------- workers
@@ -172,11 +173,19 @@ class Cycle:
     async def inherit(self, how: str) -> None:
         """Have the heir ``bury`` or ``adopt`` runs whose lease has run out."""
         heir = await self.worker("heir")
+        self._inheriting = True
         before = self.journal.said.get((heir.name, "inheriting"), 0)
         # What is adopted shall not be lost by the heir itself, however slow the machine is
         lease = 30.0
         heir.send(do="inherit", how=how, interval=0.05, lease=lease, seed=self.random.getrandbits(16))
         await self.until(lambda: self.journal.said.get((heir.name, "inheriting"), 0) > before, "the heir is ready")
+
+    async def renounce(self) -> None:
+        """Have the heir look no more: the next cycle may want it to do something else."""
+        if self._inheriting:
+            heir = await self.worker("heir")
+            heir.send(do="renounce")
+            await self.until(lambda: (heir.name, "renounced") in self.journal.said, "the heir looks no more")
 
     async def phase(self) -> None:
         """Come to any moment between two commits or within one: waiting for a record always leads to the same."""
@@ -251,7 +260,7 @@ class Cycle:
             await strike(self)
             await self.finish()
             await self.ended()
-            (await self.worker("heir")).send(do="renounce")
+            await self.renounce()
         except Stuck as stuck:
             trouble = self._explain(stuck)
             await self._stage.clear()  # what is still written could not be judged

@@ -162,6 +162,7 @@ class Worker:
                 await self._bury(Policy(lease, interval, None))
             else:
                 await self._adopt(self._tasks, interval, lease, seed)
+        self.say("renounced")
 
     async def _bury(self, policy: Policy) -> None:
         # A supervisor of its own, which sweeps
