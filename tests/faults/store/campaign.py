@@ -78,7 +78,7 @@ async def campaign(
                 if duration is not None and time.monotonic() - begun > duration:
                     break
                 name = f"{fault.name}-{seeds.getrandbits(64):x}"
-                cycle = Cycle(stage, name, seeds.getrandbits(32), lease=fault.lease)
+                cycle = Cycle(stage, name, seeds.getrandbits(32), lease=fault.lease, pause=fault.pause)
                 outcome = await cycle.play(fault.strike)
                 report.cycles += 1
                 for figure in ("acknowledged", "lost", "late", "doubts", "gaps", "takeovers"):

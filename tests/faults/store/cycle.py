@@ -97,15 +97,26 @@ class Cycle:
         name: What the names of its runs begin with.
         seed: Chooses everything that is chosen.
         lease: Of the producers, in seconds.
+        pause: About how long, in seconds, a producer waits between two appends.
     """
 
-    def __init__(self, stage: Stage, name: str, seed: int, *, lease: float = LONG_LEASE, runs: int = 2) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        name: str,
+        seed: int,
+        *,
+        lease: float = LONG_LEASE,
+        pause: float = 0.004,
+        runs: int = 2,
+    ) -> None:
         self.random = random.Random(seed)
         self.backend = stage.backend
         self.journal = stage.journal
         self.runs: Sequence[str] = [f"{name}.{number}" for number in range(runs)]
         self._stage = stage
         self._lease = lease
+        self._pause = pause
         self._inheriting = False
         self._lines: dict[str, tuple[str, str]] = {}  # by line: the reader's role, and the run
 
@@ -131,7 +142,9 @@ class Cycle:
         """Create the runs, or go on with them, one by hand and one through an outbox."""
         for number, run in enumerate(self.runs):
             seed = self.random.getrandbits(32)
-            producer.send(do="produce", run=run, lease=self._lease, seed=seed, via_outbox=bool(number % 2))
+            producer.send(
+                do="produce", run=run, lease=self._lease, seed=seed, pause=self._pause, via_outbox=bool(number % 2)
+            )
 
     async def rest(self) -> None:
         """Have the runs rest and go on, with all readers staying."""

@@ -27,12 +27,14 @@ class Fault(ABC):
         backends: Where it makes sense.
         lease: Of the producers, in seconds.
         timeout: How long, in seconds, a server may take to answer its clients.
+        pause: About how long, in seconds, a producer waits between two appends.
     """
 
     name: ClassVar[str]
     backends: ClassVar[frozenset[str]] = _SHARED
     lease: ClassVar[float] = LONG_LEASE
     timeout: ClassVar[float] = 30.0
+    pause: ClassVar[float] = 0.004
 
     @asynccontextmanager
     async def around(self, backend: Backend, seed: int) -> AsyncIterator[int | None]:
@@ -136,9 +138,10 @@ class Retention(Fault):
 
 
 class ServerFault(Fault):
-    """What needs a server."""
+    """What needs a server. Producers write nearly all the time, so that it hits them in the middle of an append."""
 
     backends = _SERVERS
+    pause = 0.001
 
     async def strike(self, cycle: Cycle) -> None:
         await cycle.phase()

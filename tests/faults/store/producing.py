@@ -30,9 +30,9 @@ _OUTAGE = 300.0  # longer than any fault lasts: a run is given up only when the 
 
 
 class Pace:
-    """How a producer writes: batches and pauses, as a seed chooses them."""
+    """How a producer writes: batches, and pauses around ``pause`` seconds, as a seed chooses them."""
 
-    def __init__(self, seed: int, pause: float = 0.004) -> None:
+    def __init__(self, seed: int, pause: float) -> None:
         self._random = random.Random(seed)
         self._pause = pause
 

@@ -107,19 +107,20 @@ class Worker:
             await job(**words)
         except Exception as error:
             said = "".join(traceback.format_exception(error))
-            self.record(Failed(self.name, words.get("run", ""), said))
+            run = words.get("run", "")
+            self.record(Failed(self.name, run.run_id if isinstance(run, Run) else run, said))
 
     # ---------------------------------------------------------------- commands
 
-    async def do_produce(self, run: str, lease: float, seed: int, via_outbox: bool) -> None:
+    async def do_produce(self, run: str, lease: float, seed: int, pause: float, via_outbox: bool) -> None:
         """Create the run and write to it until ``do_finish``."""
-        await self._produce(await create(self.log, run, lease), lease, seed, via_outbox)
+        await self._produce(await create(self.log, run, lease), lease, Pace(seed, pause), via_outbox)
 
-    async def _produce(self, run: Run, lease: float, seed: int, via_outbox: bool) -> None:
+    async def _produce(self, run: Run, lease: float, pace: Pace, via_outbox: bool) -> None:
         # No process of a fault test sweeps but the one that is told to: only so it is known when a run is taken over
         supervisor = await Supervisor.acquire(self.log, Policy(lease, _FOR_EVER, None))
         try:
-            production = Production(self.log, run, Pace(seed), via_outbox=via_outbox, supervisor=supervisor)
+            production = Production(self.log, run, pace, via_outbox=via_outbox, supervisor=supervisor)
             self._productions.setdefault(run.run_id, []).append(production)
             if run.run_id in self._finishing:
                 production.finish()
@@ -179,7 +180,7 @@ class Worker:
             try:
                 with anyio.CancelScope(shield=True):  # what is claimed has to be produced
                     for run in await self.log.expire(lease=lease):
-                        words = {"run": run, "lease": lease, "seed": seed, "via_outbox": bool(seed % 2)}
+                        words = {"run": run, "lease": lease, "pace": Pace(seed, 0.004), "via_outbox": bool(seed % 2)}
                         tasks.start_soon(self._guarded, self._produce, words)
             except LogUnavailable:
                 pass
