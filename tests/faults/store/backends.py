@@ -169,7 +169,12 @@ class PostgresBackend:
         psutil.wait_procs([first], timeout=60)
 
     def start(self) -> None:
-        self.server.start()
+        for _ in range(5):
+            # What starts it has ten seconds' patience; a loaded machine may take longer for the recovery
+            with suppress(subprocess.SubprocessError):
+                self.server.start()
+                return
+        raise RuntimeError("PostgreSQL does not start")
 
     def pause(self) -> None:
         psutil.Process(self.server.pid).suspend()  # first, so that it makes no more

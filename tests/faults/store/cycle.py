@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 
 import anyio
+
+from agno_resumable.errors import LogUnavailable, RunNotFound
 
 from .backends import Backend, MemoryBackend
 from .checker import Kind, Violation, check
@@ -256,16 +258,23 @@ class Cycle:
 
     async def judge(self, *troubles: Violation) -> Outcome:
         """Read what there is, with a log that was not open before, and check it."""
-        log = self.backend.open()
-        if log.is_open:
-            finals = [await read_final(log, run) for run in self.runs]
+        finals: list[Final] = []
+        found = list(troubles)
+        try:
+            async with AsyncExitStack() as stack:
+                log = self.backend.open()
+                if not log.is_open:
+                    await stack.enter_async_context(log)
+                for run in self.runs:
+                    with suppress(RunNotFound):  # the checker says what that means
+                        finals.append(await read_final(log, run))
+        except LogUnavailable as error:
+            found.append(Violation(Kind.STUCK, self.runs[0], f"the log cannot be read afterwards: {error}"))
         else:
-            async with log:
-                finals = [await read_final(log, run) for run in self.runs]
-        violations = [*troubles, *check(self.journal.records, finals)]
-        return Outcome(self.journal, violations, finals)
+            found += check(self.journal.records, finals)
+        return Outcome(self.journal, found, finals)
 
-    async def play(self, strike: Callable[[Cycle], Any]) -> Outcome:
+    async def play(self, strike: Callable[[Cycle], Awaitable[None]]) -> Outcome:
         """The whole cycle, with ``strike`` in its middle."""
         try:
             await self.begin()

@@ -19,10 +19,12 @@ class Mutant(Wrapped):
     Attributes:
         shows: The violation that has to be found.
         fault: The fault under which the log is used.
+        patience: How long, in seconds, what does not come is waited for.
     """
 
     shows: ClassVar[Kind]
     fault: ClassVar[str] = "calm"
+    patience: ClassVar[float] = 10.0
 
     async def append(
         self,

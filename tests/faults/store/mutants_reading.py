@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import anyio
+
 from agno_resumable.model import Batch, EncodedEvent, Event, Page
 
 from .judging import Kind
@@ -116,6 +118,16 @@ class TellsTheEndEarly(Mutant):
         return page
 
 
+class WakesNobody(Mutant):
+    """Lets who waits for more wait for as long as that takes at most."""
+
+    shows = Kind.STUCK
+    patience = 2.0
+
+    async def wait(self, run_id: str, version: int, *, timeout: float) -> None:
+        await anyio.sleep(timeout)
+
+
 READING: Sequence[type[Mutant]] = (
     LeavesAHole,
     TrimsSilently,
@@ -124,4 +136,5 @@ READING: Sequence[type[Mutant]] = (
     DeliversAgain,
     DeliversBeforeItIsStored,
     TellsTheEndEarly,
+    WakesNobody,
 )
