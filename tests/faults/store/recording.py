@@ -25,6 +25,8 @@ class Recording(Wrapped):
         record: Keeps a record; returns when nothing can lose it any more.
         gate: Awaited between the record of an attempt and the attempt: where a producer that is stopped
             stands still, and renews nothing.
+        sweeps: Whether ``expire`` finds anything. A supervisor sweeps as soon as it begins, and would end runs that
+            the test has meant for somebody else.
     """
 
     def __init__(
@@ -33,12 +35,15 @@ class Recording(Wrapped):
         worker: str,
         record: Callable[[Record], None],
         gate: Callable[[], Awaitable[None]] | None = None,
+        *,
+        sweeps: bool = False,
     ) -> None:
         # Not Wrapped's own, which makes a log in memory
         self.inner: Any = log
         self.worker = worker
         self.record = record
         self._gate = gate
+        self._sweeps = sweeps
         self._numbers = itertools.count()
 
     async def create(self, run: NewRun, *, lease: float) -> Run:
@@ -62,7 +67,7 @@ class Recording(Wrapped):
         return await super().renew(claims, lease=lease)
 
     async def expire(self, *, lease: float) -> Sequence[Run]:
-        return [self._hold(run) for run in await super().expire(lease=lease)]
+        return [self._hold(run) for run in await super().expire(lease=lease)] if self._sweeps else []
 
     def _hold(self, run: Run) -> Run:
         self.record(Held(self.worker, run.run_id, run.generation, run.next_index))

@@ -117,7 +117,6 @@ class Worker:
         await self._produce(await create(self.log, run, lease), lease, Pace(seed, pause), via_outbox)
 
     async def _produce(self, run: Run, lease: float, pace: Pace, via_outbox: bool) -> None:
-        # No process of a fault test sweeps but the one that is told to: only so it is known when a run is taken over
         supervisor = await Supervisor.acquire(self.log, Policy(lease, _FOR_EVER, None))
         try:
             production = Production(self.log, run, pace, via_outbox=via_outbox, supervisor=supervisor)
@@ -166,8 +165,8 @@ class Worker:
         self.say("renounced")
 
     async def _bury(self, policy: Policy) -> None:
-        # A supervisor of its own, which sweeps
-        sweeping = Recording(self.log.inner, f"{self.name}/sweep", self.record)
+        # A supervisor of its own, beside that of what is produced here
+        sweeping = Recording(self.log.inner, f"{self.name}/sweep", self.record, sweeps=True)
         supervisor = await Supervisor.acquire(sweeping, policy)
         try:
             await anyio.sleep_forever()
@@ -176,10 +175,11 @@ class Worker:
                 await supervisor.release()
 
     async def _adopt(self, tasks: TaskGroup, interval: float, lease: float, seed: int) -> None:
+        estate = Recording(self.log.inner, self.name, self.record, sweeps=True)
         while True:
             try:
                 with anyio.CancelScope(shield=True):  # what is claimed has to be produced
-                    for run in await self.log.expire(lease=lease):
+                    for run in await estate.expire(lease=lease):
                         words = {"run": run, "lease": lease, "pace": Pace(seed, 0.004), "via_outbox": bool(seed % 2)}
                         tasks.start_soon(self._guarded, self._produce, words)
             except LogUnavailable:
