@@ -128,8 +128,8 @@ class ClaimsTwice(Mutant):
     shows = Kind.TWO_HOLDERS
     fault = "producer-killed"
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
-        runs = await super().expire(lease=lease)
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
+        runs = await super().expire(lease=lease, serves=serves, patience=patience)
         return [*runs, *runs]
 
 

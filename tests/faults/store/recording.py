@@ -66,8 +66,10 @@ class Recording(Wrapped):
             await self._gate()
         return await super().renew(claims, lease=lease)
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
-        return [self._hold(run) for run in await super().expire(lease=lease)] if self._sweeps else []
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
+        if not self._sweeps:
+            return []
+        return [self._hold(run) for run in await super().expire(lease=lease, serves=serves, patience=patience)]
 
     def _hold(self, run: Run) -> Run:
         self.record(Held(self.worker, run.run_id, run.generation, run.next_index))
