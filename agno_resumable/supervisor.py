@@ -281,7 +281,10 @@ class Supervisor:
                 for producer in list(self._producers.values()):  # asyncio.run was quicker than their first step
                     await producer.abandon()
                 if opened:
-                    await self.log.__aexit__(None, None, None)
+                    try:
+                        await self.log.__aexit__(None, None, None)
+                    except Exception:  # the process that stops must not wait for what nobody can tell it
+                        logger.exception("the log could not be closed")
                 self._ended.set()
 
     def _forget(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -33,13 +35,25 @@ class Tasks:
         self._scopes: set[anyio.CancelScope] = set()
         self._jobs = 0
         self._quiet = anyio.Event()
+        self._owner: asyncio.Task[None] | None = None
+        self._closing = anyio.Event()
 
     async def open(self) -> None:
         """Let tasks be started."""
-        await self._group.__aenter__()
+        opened = anyio.Event()
+        self._owner = contextvars.Context().run(asyncio.get_running_loop().create_task, self._own_group(opened))
+        await opened.wait()
+
+    async def _own_group(self, opened: anyio.Event) -> None:
+        # A task by itself: whoever closes the log may do it in another task than it was opened in, or within scopes
+        # that it was not opened in, and the group has to be left where it was entered
+        async with self._group:
+            opened.set()
+            with suppress(anyio.get_cancelled_exc_class()):  # see _own
+                await self._closing.wait()
 
     async def close(self) -> None:
-        """Wait for jobs, but not for long, and end the loops. Called in the task that called ``open``."""
+        """Wait for jobs, but not for long, and end the loops."""
         self.closed = True
         with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_WORDS):
             while self._jobs:
@@ -47,7 +61,11 @@ class Tasks:
                 await self._quiet.wait()
         for scope in self._scopes:
             scope.cancel()
-        await self._group.__aexit__(None, None, None)
+        self._closing.set()
+        if self._owner is not None:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._owner])
+            self._owner.result()  # a loop that has failed is told here
 
     def loop(self, job: Job) -> None:
         """Run ``job``, which never ends, until the log closes."""
