@@ -45,6 +45,7 @@ async def check_all(
         ]
         found += [f"{story.run_id} ({story.kind}): {violation}" for violation in violations]
         statuses[run.status.value] += 1
+        counts["lost for good"] += story.kind != "cancelled" and run.status is not RunStatus.COMPLETED
         counts["events"] += len(whole.events)
         counts["restarts"] += sum(seen.type == "restarted" for seen in whole.events)
         counts["most attempts"] = max(counts["most attempts"], run.attempts)
