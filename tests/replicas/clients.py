@@ -161,7 +161,7 @@ class Crowd:
         return True
 
     async def _cancel(self, story: Story, chosen: random.Random) -> None:
-        wanted = chosen.randrange(0, 30)
+        wanted = chosen.randrange(0, self.words // 2)  # it says no more than its words
         while story.history.cursor < wanted and not story.left:
             story.reader.progress.clear()
             await story.reader.progress.wait()
