@@ -21,7 +21,7 @@ from ..support import PATIENCE, ROOT
 
 __all__ = ["NGINX", "Balancer", "nginx", "quiet_port", "reset"]
 
-NGINX: str | None = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+NGINX: str | None = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 """The nginx of this machine, also where the user's path does not lead to what is the administrator's."""
 
 CONFIGURATION = ROOT / "examples" / "replicas" / "nginx.conf"
