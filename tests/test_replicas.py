@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import importlib
-import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -17,17 +14,13 @@ import anyio
 import httpx
 import pytest
 
-from agno_resumable import EncodedEvent, MemoryEventLog, NewRun, ResumableStream, Run, RunStatus, open_log
+from agno_resumable import MemoryEventLog, ResumableStream, RunStatus, open_log
 from agno_resumable.sse import Decoder, Frame
 
-from .faults.checker import History
-from .faults.support import Reader, request as request_to
+from .faults.support import request as request_to
 from .postgres_server import PostgresServer
 from .redis_server import RedisServer, redis_binaries
-from .replicas.app import LostPolicy, talk, talker
 from .replicas.balancer import NGINX, Balancer, nginx, quiet_port, reset
-from .replicas.check import check_restarts, check_status, check_story, replay
-from .replicas.clients import Kind, Story
 from .replicas.scenario import Plan, play
 from .support import HOST, PATIENCE, server_thread
 
@@ -275,90 +268,3 @@ async def test_behind_nginx_an_eventsource_is_told_to_come_again_while_no_replic
         assert answer.headers["content-type"] == "text/event-stream"
         assert answer.headers["cache-control"] == "no-store"
         assert (await request_to(port, "POST", "/agents/story/runs")).status == 502
-
-
-# ---------------------------------------------------------------- the checks
-
-
-@dataclass
-class Checked:
-    story: Story
-    run: Run
-    whole: History
-
-    def violations(self, policy: LostPolicy = "restart") -> list[str]:
-        return [
-            *check_story(self.story, self.run, self.whole),
-            *check_status(self.story, self.run, self.whole, policy),
-            *check_restarts(self.story, self.run, self.whole),
-        ]
-
-
-async def checked(kind: Kind = "short") -> Checked:
-    """A run that was lost once, was run again and completed, and a reader that has all of it."""
-    message = talk(3, 0.0)
-    async with MemoryEventLog() as log:
-        lost = NewRun("run", component_id="talker", session_id="s", input=json.dumps(message).encode(), max_attempts=9)
-        generation = (await log.create(lost, lease=0.01)).generation
-        said = [b'{"event":"RunStarted","run_id":"run"}', b'{"event":"RunContent","run_id":"run","content":"old"}']
-        await log.append("run", generation, [EncodedEvent(json.loads(data)["event"], data) for data in said])
-        async with ResumableStream(talker(), log=log, on_producer_lost="restart", sweep_interval=0.02) as stream:
-            await stream.wait("run")
-        run, whole = await replay(log, "run")
-    reader = Reader(copy.deepcopy(whole), "agent")
-    return Checked(Story(0, kind, message, reader, done=True), run, whole)
-
-
-async def test_a_run_with_nothing_wrong_passes_the_checks() -> None:
-    good = await checked()
-    assert good.run.attempts == 2
-    assert good.violations() == []
-
-
-def forget_one(case: Checked) -> None:
-    del case.story.history.events[3]
-
-
-def repeat_one(case: Checked) -> None:
-    case.story.history.events.insert(3, case.story.history.events[3])
-
-
-def change_a_byte(case: Checked) -> None:
-    seen = case.story.history.events[3]
-    case.story.history.events[3] = replace(seen, frame=seen.frame.replace(b"RunStarted", b"RunStartet"))
-
-
-def leave_early(case: Checked) -> None:
-    case.story.history.events.pop()
-    case.story.history.controls.clear()
-
-
-def hide_the_restart(case: Checked) -> None:
-    for history in (case.whole, case.story.history):
-        seen = history.events[2]
-        assert seen.type == "restarted"
-        history.events[2] = replace(seen, type="RunContent")
-
-
-def lose_what_was_said(case: Checked) -> None:
-    for history in (case.whole, case.story.history):
-        at = max(seen.index for seen in history.events if seen.type == "RunContent")
-        history.events[at] = replace(history.events[at], type="RunOther")
-
-
-def fail_for_good(case: Checked) -> None:
-    case.run = replace(case.run, status=RunStatus.ERROR)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [forget_one, repeat_one, change_a_byte, leave_early, hide_the_restart, lose_what_was_said, fail_for_good],
-)
-async def test_the_checks_find_what_is_wrong(fault: Callable[[Checked], None]) -> None:
-    case = await checked()
-    fault(case)
-    assert case.violations()
-
-
-async def test_a_cancelled_run_may_not_complete() -> None:
-    assert (await checked("cancelled")).violations() == ["it was cancelled, and went on to its end"]
