@@ -24,6 +24,8 @@ BENCHMARKS = (
     "agentos",
     "postgres",
     "redis",
+    "backends",
+    "load",
 )
 
 
