@@ -26,10 +26,13 @@ from agno_resumable import (
     RunNotFound,
     RunStatus,
     SQLiteEventLog,
+    open_log,
 )
 from agno_resumable.testing import Check, event_log_checks
 
 from .broken_logs import Wrapped
+from .postgres_server import PostgresServer
+from .redis_server import RedisServer
 from .support import Gate, scripted_agent
 from .test_log_contract import SQLiteStore, named
 
@@ -119,6 +122,31 @@ async def test_whoever_has_opened_the_log_closes_it() -> None:
     async with ResumableStream(scripted_agent("a"), log=log):
         assert inner.is_open
     assert not inner.is_open
+
+
+async def check_counters(log: EventLog) -> None:
+    """Those of one opening begin at 0, also where the log has been open before."""
+    for number in range(2):
+        async with log:
+            assert [log.stats()[name] for name in ("commits", "appends", "events")] == [0, 0, 0]
+            await log.create(NewRun(f"run-{number}"), lease=60.0)
+            await log.append(f"run-{number}", 1, [event("one"), event("two")])
+            assert [log.stats()[name] for name in ("commits", "appends", "events")] == [2, 1, 2]
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///{}"])
+async def test_counters_begin_anew_with_each_opening(url: str, tmp_path: Path) -> None:
+    await check_counters(open_log(url.format(tmp_path / "runs.db")))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_counters_of_postgres_begin_anew_with_each_opening(postgres: PostgresServer) -> None:
+    await check_counters(postgres.open())
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_counters_of_redis_begin_anew_with_each_opening(redis_server: RedisServer, tmp_path: Path) -> None:
+    await check_counters(open_log(f"{redis_server.url}?prefix={tmp_path.name}"))
 
 
 # ---------------------------------------------------------------- what is told
