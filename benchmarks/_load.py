@@ -75,15 +75,9 @@ class Load:
 
     def sample(self) -> None:
         """Note what has been used up to now."""
-        stats = self.log.stats()
-        self.samples.append(
-            {
-                "cpu_ns": time.process_time_ns(),
-                "commits": stats["commits"],
-                "events": stats["events"],
-                "late": self.late,
-            }
-        )
+        used = {name: float(value) for name, value in self.log.stats().items()}
+        self.samples.append({**used, "cpu_ns": time.process_time_ns(), "late": self.late})
+        self.late = 0.0  # of what comes now
 
     async def end(self, request: Request) -> Response:
         """End the runs that are still there, forget them all, and tell what was noted."""

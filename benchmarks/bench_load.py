@@ -4,7 +4,7 @@ A run is produced in one process and read over a loopback socket from the other,
 store; the log in memory is one process, as a baseline. This process is the client of all readers, and it, the servers
 and the database share the machine's cores. The runs are plain async iterators: no agno run is in the way. A number of
 runs *holds* if at least 98 % of the offered events arrive in time, of the second half's as well, each once and in
-order, and the 99th percentile from the yield to the socket is under a second.
+order, the 99th percentile from the yield to the socket is under a second, and no yield is a second behind its time.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Bench:
             return sum(each[1][name] - each[0][name] for each in samples) if whole else float("nan")
 
         server_cpu = used("cpu_ns") / 1e3
+        late = max([each[1]["late"] for each in samples]) * 1e3 if whole else float("nan")
         complaint = ""
         if readers.broken:
             complaint = readers.broken
@@ -113,6 +114,8 @@ class Bench:
             complaint = f"{arrived / offered:.0%} of the events came, {second:.0%} in the second half"
         elif readers.latency(99) > 1000.0:
             complaint = f"p99 {readers.latency(99):,.0f} ms"
+        elif late > 1000.0:
+            complaint = f"yields up to {late:,.0f} ms late"
         return Held(
             backend=self.backend,
             durability=durability,
@@ -122,7 +125,7 @@ class Bench:
             arrived=arrived,
             p50=readers.latency(50),
             p99=readers.latency(99),
-            late=max((each[-1]["late"] for each in samples if each), default=float("nan")) * 1e3,
+            late=late,
             server_cpu=server_cpu / events,
             store_cpu=store / events,
             client_cpu=readers.cpu / events,
@@ -214,7 +217,12 @@ def report_of(found: Sequence[Held]) -> Report:
             note=f"{held.arrived:,.0f} events/s, {held.commits:,.0f} commits/s, {held.busy:.0f} % of the cores busy"
             + (f"; does NOT hold: {held.complaint}" if held.complaint else ""),
         )
-        report.add(f"{name}: yield to socket, p50", held.p50, "ms", note=f"p99 {held.p99:,.1f} ms")
+        report.add(
+            f"{name}: yield to socket, p50",
+            held.p50,
+            "ms",
+            note=f"p99 {held.p99:,.1f} ms, yields up to {held.late:,.0f} ms late",
+        )
         report.add(
             f"{name}: CPU of the servers",
             held.server_cpu,
@@ -251,7 +259,7 @@ def main() -> None:
     if options.plot:
         options.plot.write_text(
             bars(
-                f"Runs at {RATE:.0f} events/s that hold on this machine, each with one reader on another process",
+                f"Runs at {RATE:.0f} events/s that hold: across two processes, memory in one",
                 [
                     (
                         held.backend,
