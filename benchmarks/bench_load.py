@@ -178,15 +178,21 @@ def _post(server: Server, path: str, body: object) -> Any:
         )
 
 
-def run(*, quick: bool, backends: Sequence[str], duration: float, probe: float, first: int) -> list[Held]:
-    """Search and hold, one backend after the other."""
+def run(
+    *, quick: bool, backends: Sequence[str], duration: float, probe: float, first: int, runs: int = 0
+) -> list[Held]:
+    """Search and hold, one backend after the other; or try exactly ``runs``."""
     raise_descriptor_limit()
     most = 48 if quick else MOST_RUNS
     found: list[Held] = []
     for backend in backends:
         with workspace() as directory, ExitStack() as stack:
             bench = Bench(backend, stack, directory)
-            found.append(search(bench, min(first, most), most, probe, duration, _say))
+            if runs:
+                found.append(bench.attempt(runs, duration))
+                _say(found[-1])
+            else:
+                found.append(search(bench, min(first, most), most, probe, duration, _say))
     return found
 
 
@@ -239,6 +245,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, help="seconds that the number found has to hold (default: 60)")
     parser.add_argument("--probe", type=float, help="seconds for each number tried in the search (default: 10)")
     parser.add_argument("--first", type=int, default=128, metavar="RUNS", help="where the search begins")
+    parser.add_argument("--runs", type=int, default=0, help="try this number only, and search nothing")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="only this one; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON as well")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them, as SVG")
@@ -250,6 +257,7 @@ def main() -> None:
         duration=options.duration or (8.0 if options.quick else 60.0),
         probe=options.probe or (3.0 if options.quick else 10.0),
         first=options.first,
+        runs=options.runs,
     )
     report = report_of(found)
     report.seconds = time.perf_counter() - start
