@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from .kinds import EncodedEvent, Family, RunStatus
     from .log.memory import MemoryEventLog
+    from .log.metered import LogCall, MeteredEventLog
     from .log.open import open_log
     from .log.postgres import PostgresEventLog
     from .log.protocol import EventLog
@@ -60,6 +61,7 @@ _MODULES = {
     ),
     ".reader": ("End", "Gap", "Idle", "Paused", "follow"),
     ".log.memory": ("MemoryEventLog",),
+    ".log.metered": ("LogCall", "MeteredEventLog"),
     ".log.open": ("open_log",),
     ".log.postgres": ("PostgresEventLog",),
     ".log.protocol": ("EventLog",),
@@ -88,9 +90,11 @@ __all__ = [
     "Family",
     "Gap",
     "Idle",
+    "LogCall",
     "LogClosed",
     "LogUnavailable",
     "MemoryEventLog",
+    "MeteredEventLog",
     "NewRun",
     "Page",
     "Paused",

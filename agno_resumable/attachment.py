@@ -47,6 +47,11 @@ class Attachment:
                     self._supervisor = await Supervisor.acquire(self._log, self.policy)
         return self._supervisor
 
+    @property
+    def active(self) -> int:
+        """How many runs are produced beside this log in this process; 0 before the first use."""
+        return 0 if self._supervisor is None or self._supervisor.ended else self._supervisor.active
+
     async def log(self) -> EventLog:
         """The log, open."""
         return (await self.supervisor()).log

@@ -154,6 +154,14 @@ class ResumableStream:
         """The log, open."""
         return (await self.supervisor()).log
 
+    def stats(self) -> Mapping[str, int]:
+        """What goes on in this process at the moment, beside the counters of ``EventLog.stats``.
+
+        ``active``: the runs that it produces, those of other streams on the same log included. ``readers``: who
+        follows runs of this stream, over HTTP or by ``events`` and ``wait``.
+        """
+        return {"active": self._attachment.active, "readers": self.readers.total}
+
     # ---------------------------------------------------------------- runs
 
     async def start(

@@ -69,6 +69,7 @@ class MemoryEventLog:
         if self._open:
             raise LogClosed("This log is open already: enter it once and share it.")
         self._open = True
+        self._commits = self._appends = self._events = 0  # `stats()` counts since the opening
         return self
 
     async def __aexit__(

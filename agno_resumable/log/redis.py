@@ -123,6 +123,7 @@ class RedisEventLog:
         store = RedisStore(self._servers(), self.settings)
         await store.open()
         self._opened = store
+        self._appends = self._events = 0  # `stats()` counts since the opening
         return self
 
     async def __aexit__(

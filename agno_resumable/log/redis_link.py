@@ -6,6 +6,7 @@ may have been done is never sent again; only what the server has refused before 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -65,9 +66,11 @@ def unavailable(error: BaseException, *, outcome_unknown: bool = False) -> LogUn
     """``error`` as this library tells it. A refusal's own words stay in the cause: they may quote a command."""
     if isinstance(error, LogUnavailable):
         return error
-    code = (str(error).split() or [""])[0] if isinstance(error, ResponseError) else type(error).__name__
+    # Redis 6 gives the code of a command that failed in a script behind the script's own name and line
+    found_code = re.search(r"(?:^|: -)([A-Z]{2,40}) ", str(error)) if isinstance(error, ResponseError) else None
+    code = found_code[1] if found_code else type(error).__name__
     what = "has refused the command" if isinstance(error, ResponseError) else "does not answer"
-    found = LogUnavailable(f"Redis {what} ({code[:40]}).", outcome_unknown=outcome_unknown)
+    found = LogUnavailable(f"Redis {what} ({code}).", outcome_unknown=outcome_unknown)
     found.__cause__ = error
     return found
 

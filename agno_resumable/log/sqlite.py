@@ -93,6 +93,7 @@ class SQLiteEventLog:
         file = self._make_file()
         await file.open()
         self._opened = file
+        self._appends = self._events = 0  # `stats()` counts since the opening
         return self
 
     async def __aexit__(
