@@ -235,8 +235,7 @@ async def test_a_role_that_may_not_create_works_once_the_tables_are_there(
 ) -> None:
     schema, role = postgres.schema(), f"app_{postgres.schema()}"
     await admin.execute(f"CREATE ROLE {role} LOGIN".encode())
-    theirs = postgres.url.replace("//postgres:", f"//{role}:")
-    assert theirs != postgres.url
+    theirs = f"{postgres.url}{'&' if '?' in postgres.url else '?'}user={role}"
     with pytest.raises(LogUnavailable, match="agno-resumable migrate"):
         await PostgresEventLog(theirs, schema=schema).__aenter__()
     with pytest.raises(LogUnavailable, match="version 0 of"):
@@ -620,6 +619,8 @@ async def test_a_server_that_stands_still_is_given_up(postgres: PostgresServer) 
 
 async def test_when_the_server_is_killed_and_started_readers_and_producers_go_on_and_nothing_is_lost() -> None:
     with contextmanager(serve)() as server:
+        if server.pid is None:
+            pytest.skip("the server that AGNO_RESUMABLE_POSTGRES names is not ours to kill")
         async with server.open() as log:
             await log.create(NewRun("run"), lease=LEASE)
             seen: list[bytes] = []
