@@ -140,7 +140,7 @@ def _copy(error: BaseException) -> BaseException:
     return error
 
 
-async def again(work: Callable[[], Awaitable[T]], tries: int = 12) -> T:
+async def again(work: Callable[[], Awaitable[T]], tries: int = 30) -> T:
     """Do what PostgreSQL asks to be done again: transactions got in each other's way, and this one was undone."""
     for attempt in range(tries):
         try:
