@@ -115,11 +115,14 @@ class LogEventStream(BaseEventStream):
         return supervisor
 
     async def aclose(self) -> None:
-        """Store what was added, end what is left of this process's runs as cancelled, and let go of the log."""
+        """Store what was added, end what is left of this process's runs as cancelled, and let go of the log.
+
+        A run that was only registered here keeps its place: agno's queue may have it begun by another process.
+        """
         with anyio.CancelScope(shield=True):
             legs, self._legs = list(self._legs.values()), {}
             for leg in legs:
-                leg.finish(RunStatus.CANCELLED)  # of no effect where the run has its end
+                leg.stop()  # of no effect where the run has its end
             for leg in legs:
                 with anyio.move_on_after(self._outage + 1):
                     await leg.done.wait()
@@ -165,7 +168,8 @@ class LogEventStream(BaseEventStream):
                 with suppress(RunExists):  # on another replica at the same time
                     run = await self._create(supervisor.log, run_id)
                     # From now on: it may wait for its turn for longer than a lease
-                    self._legs[run_id] = await self._begin(supervisor, run)
+                    self._legs[run_id] = leg = await self._begin(supervisor, run)
+                    leg.begun = False
 
     async def set_run_status(self, run_id: str, status: AgnoStatus, generation: int | None = None) -> None:
         """RUNNING makes this process the producer of the run; an ending is ``complete_run``'s."""
@@ -332,6 +336,7 @@ class LogEventStream(BaseEventStream):
                 if not begins and not leg.producing:
                     return leg if generation is None or generation >= leg.fence else None
                 if leg.producing and floor is None and generation in (None, leg.fence):
+                    leg.begun = leg.begun or begins
                     return leg
                 if generation is not None and generation < leg.fence:
                     self._refuse(run_id, generation, leg.fence)

@@ -68,13 +68,21 @@ class Leg:
         self.encoded: int = 0
         """The ``id`` of the event that was encoded last."""
         self._ending = Ending(run.run_id, family or run.family)
-        self.begun: bool = False
-        """Whether an event has been taken."""
+        self.begun: bool = True
+        """Whether agno has begun the run here; else it was registered only, and may begin in another process."""
+        self._known = False
         self._turn = time.perf_counter()
 
     def lose(self) -> None:
         """Another has the run, or it is gone."""
         self.outbox.lose()
+
+    def stop(self) -> None:
+        """The process stops: a run that has begun here ends as cancelled, one that has not may yet begin elsewhere."""
+        if self.begun:
+            self.finish(RunStatus.CANCELLED)
+        elif self.outbox.end is None:
+            self.lose()
 
     @property
     def producing(self) -> bool:
@@ -83,7 +91,7 @@ class Leg:
 
     def encode(self, event: Any) -> EncodedEvent:
         """The event as it is stored."""
-        if not self.begun:
+        if not self._known:
             self._learn(event)
         return encode_event(event, family=self._family, run_id=self._run.run_id)
 
@@ -120,15 +128,15 @@ class Leg:
         self.outbox.finish(status, last)
 
     async def write(self) -> None:
-        """Store what is taken until the leg has its end; a process that stops before ends it as cancelled."""
+        """Store what is taken until the leg has its end; see ``stop`` for a process that stops before."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.outbox.write)
                 try:
                     await self.outbox.done.wait()
                 finally:
-                    if self.outbox.end is None:
-                        self.finish(RunStatus.CANCELLED)
+                    if not self.outbox.done.is_set():
+                        self.stop()
                     with anyio.CancelScope(shield=True):
                         await self.outbox.write()  # if it was cancelled before its first step
                         await self.outbox.done.wait()
@@ -138,7 +146,7 @@ class Leg:
 
     def _learn(self, event: Any) -> None:
         """Whose run it is: the first event knows, and nobody has to say it before."""
-        self.begun = True
+        self._known = self.begun = True
         if self._family is None:
             self._family = family_of(event, str(read(event, "event")))
             self._ending = Ending(self._run.run_id, self._family)

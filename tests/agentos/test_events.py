@@ -418,6 +418,35 @@ async def test_a_run_that_is_registered_here_and_run_elsewhere_is_let_go() -> No
         assert await accepts.get_last_index("run") == 1
 
 
+@pytest.mark.parametrize("stops", ["aclose", "supervisor"])
+async def test_a_run_in_a_queue_outlives_the_process_that_took_it_in(stops: str) -> None:
+    """With a durable queue any process may begin it: the end of the one that accepted it is not the run's."""
+    log = MemoryEventLog()
+    async with log, LogEventStream(log) as works:
+        accepts = LogEventStream(log)
+        await accepts.register_run("run")
+        if stops == "aclose":
+            await accepts.aclose()
+        else:
+            accepts._legs["run"].stop()
+            await accepts._legs["run"].done.wait()
+        assert await works.get_run_status("run") is AgnoStatus.pending
+        await works.begin_attempt("run", 1)
+        assert await works.add_event("run", said("after all"), 1) == 0
+        await works.complete_run("run", AgnoStatus.completed, 1)
+        assert await works.get_run_status("run") is AgnoStatus.completed
+
+
+async def test_a_run_that_has_begun_without_a_word_is_cancelled_with_its_process() -> None:
+    log = MemoryEventLog()
+    async with log, LogEventStream(log) as reads:
+        stream = LogEventStream(log)
+        await stream.register_run("run")
+        await stream.set_run_status("run", AgnoStatus.running)
+        await stream.aclose()
+        assert await reads.get_run_status("run") is AgnoStatus.cancelled
+
+
 async def test_a_run_that_two_replicas_begin_at_once_is_taken_over() -> None:
     """Both have read that there is none; who creates it second takes it, as whoever comes later does."""
 
