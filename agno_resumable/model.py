@@ -56,12 +56,12 @@ class Batch:
 
     __slots__ = ("_frames", "_size", "events", "first", "run_id")
 
-    def __init__(self, run_id: str, first: int, events: Sequence[EncodedEvent]) -> None:
+    def __init__(self, run_id: str, first: int, events: Sequence[EncodedEvent], size: int = -1) -> None:
         self.run_id: str = run_id
         self.first: int = first
         self.events: Sequence[EncodedEvent] = events
         self._frames: bytes | None = None
-        self._size = -1
+        self._size = size  # where the caller has counted already
 
     def __len__(self) -> int:
         return len(self.events)

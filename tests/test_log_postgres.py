@@ -978,7 +978,7 @@ async def test_chunks_are_cut_for_pages(postgres: PostgresServer, admin: psycopg
         admin, f"SELECT first_index, last_index, size, octet_length(events) FROM {schema}.chunk ORDER BY last_index"
     )
     parts: list[EncodedEvent] = []
-    for (first, last, size, _), part in zip(found, chunks(given), strict=True):
+    for (first, last, size, _), part in zip(found, chunks(given, sum(len(one.data) for one in given)), strict=True):
         assert (first, last) == (len(parts), len(parts) + len(part) - 1)
         assert size == sum(len(one.data) for one in part)
         parts += part

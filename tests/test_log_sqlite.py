@@ -635,7 +635,7 @@ def test_no_statement_but_the_whole_list_reads_all_runs(path: str) -> None:
         statements: list[str] = []
         db.set_trace_callback(statements.append)
         ops.create(db, NewRun("run", user_id="ann", idempotency_key="key", input=b"{}"), LEASE)
-        parts = chunks([EncodedEvent("Type", b'{"a":1}')])
+        parts = chunks([EncodedEvent("Type", b'{"a":1}')], 7)
         ops.append(db, "run", 1, parts, 7, None, None, 1_000)
         ops.append(db, "run", 1, parts, 7, RunStatus.RUNNING, b"{}", 1)
         ops.claim(db, "run", LEASE, None)

@@ -83,9 +83,9 @@ def check_events(run_id: str, events: Iterable[EncodedEvent], max_event_bytes: i
     return total
 
 
-def chunks(events: Sequence[EncodedEvent]) -> list[Sequence[EncodedEvent]]:
-    """Cut what one append stores into batches that a page can hold."""
-    if len(events) <= CHUNK_EVENTS and sum([len(data) for _, data in events]) <= CHUNK_BYTES:
+def chunks(events: Sequence[EncodedEvent], total: int) -> list[Sequence[EncodedEvent]]:
+    """Cut what one append stores, ``total`` bytes of JSON, into batches that a page can hold."""
+    if total <= CHUNK_BYTES and len(events) <= CHUNK_EVENTS:
         return [events] if events else []
     parts: list[Sequence[EncodedEvent]] = []
     start = size = 0

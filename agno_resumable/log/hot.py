@@ -10,9 +10,9 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from ..model import Batch, Page, Run
+from ..model import Batch, EncodedEvent, Page, Run
 
-__all__ = ["HotTail", "take"]
+__all__ = ["HotTail", "batches_of", "take"]
 
 # A tail may hold nothing yet, and then weighs nothing in bytes.
 _MOST_TAILS = 16_384
@@ -51,6 +51,17 @@ def _fitting(batch: Batch, max_bytes: int) -> int:
         if size > max_bytes:
             return max(count, 1)
     return len(batch)
+
+
+def batches_of(run_id: str, first: int, parts: Sequence[Sequence[EncodedEvent]], size: int) -> list[Batch]:
+    """What one append has stored, in ``parts`` from the index ``first`` on; ``size`` is the JSON of all, in bytes."""
+    if len(parts) == 1:
+        return [Batch(run_id, first, parts[0], size)]
+    batches = []
+    for part in parts:
+        batches.append(Batch(run_id, first, part))
+        first += len(part)
+    return batches
 
 
 class _Tail:
@@ -209,25 +220,27 @@ class HotTail:
         return not tail.batches or first <= tail.batches[-1].last + 1
 
     def _extend(self, tail: _Tail, batches: Sequence[Batch]) -> None:
-        tail.batches.extend(batches)
-        added = sum(batch.size for batch in batches)
-        tail.size += added
-        self.size += added
         if batches:
+            added = batches[0].size if len(batches) == 1 else sum([batch.size for batch in batches])
+            tail.batches += batches
+            tail.size += added
+            self.size += added
             self._tails.move_to_end(tail.run.run_id)
         self._shrink(tail)
 
     def _shrink(self, tail: _Tail) -> None:
-        drop = 0
-        size = tail.size
-        while drop < len(tail.batches) - 1 and size > self._max_run_bytes:
-            size -= tail.batches[drop].size
-            drop += 1
-        while drop < len(tail.batches) and tail.batches[drop].last < tail.run.first_index:
-            drop += 1
-        # A list moves all its rest when its head goes; an eighth at a time keeps that cost constant per batch.
-        if drop * 8 >= len(tail.batches):
-            self._drop(tail, drop)
+        batches = tail.batches
+        if batches and (tail.size > self._max_run_bytes or batches[0].first < tail.run.first_index):
+            drop = 0
+            size = tail.size
+            while drop < len(batches) - 1 and size > self._max_run_bytes:
+                size -= batches[drop].size
+                drop += 1
+            while drop < len(batches) and batches[drop].last < tail.run.first_index:
+                drop += 1
+            # A list moves all its rest when its head goes; an eighth at a time keeps that cost constant per batch.
+            if drop * 8 >= len(batches):
+                self._drop(tail, drop)
         while (self.size > self._max_bytes or len(self._tails) > _MOST_TAILS) and len(self._tails) > 1:
             _, oldest = self._tails.popitem(last=False)
             self.size -= oldest.size

@@ -17,7 +17,7 @@ from typing_extensions import Self
 from ..errors import LogClosed, RunExists, RunFinished, RunNotFound, StaleGeneration
 from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
-from .hot import take
+from .hot import batches_of, take
 from .protocol import Claim
 from .signals import Signals
 
@@ -189,10 +189,7 @@ class MemoryEventLog:
             return run.next_index
         now = time.time()
         if events:
-            first = run.next_index
-            for part in chunks(tuple(events)):
-                stored.batches.append(Batch(run_id, first, part))
-                first += len(part)
+            stored.batches += batches_of(run_id, run.next_index, chunks(tuple(events), size), size)
             stored.size += size
         if transcript is not None:
             self._transcripts[run_id] = transcript

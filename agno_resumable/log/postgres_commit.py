@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import random
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from ..errors import LogUnavailable, ResumableError, RunFinished, RunNotFound, S
 from ..model import Batch, EncodedEvent, Run, RunStatus
 from .checks import chunks
 from .group_commit import Operation
+from .hot import batches_of
 from .postgres_link import Connection, Connections, unavailable
 from .postgres_ops import states, trim
 from .postgres_sql import Statements
@@ -111,8 +112,8 @@ class _Entry:
     def parts(self) -> list[Sequence[EncodedEvent]]:
         """The events as they are stored: what comes together lies together."""
         if len(self.appends) == 1:
-            return chunks(self.last.events)
-        return chunks([event for append in self.appends for event in append.events])
+            return chunks(self.last.events, self.size)
+        return chunks([event for append in self.appends for event in append.events], self.size)
 
     def settle(self, next_index: int) -> None:
         index = next_index - self.count
@@ -158,8 +159,8 @@ class Committer:
     Args:
         connections: Where the one connection that writes comes from.
         max_run_bytes: What one run may hold before its oldest events are trimmed.
-        appended: Called with a run, its new batches, and the epoch as soon as they are committed, in the order of the
-            commits.
+        appended: Called with the runs of a statement, each with its new batches, and with the epoch as soon as they
+            are committed, in the order of the commits.
         epoch: The hot tail's, asked before a statement is sent.
     """
 
@@ -169,7 +170,7 @@ class Committer:
         statements: Statements,
         *,
         max_run_bytes: int,
-        appended: Callable[[Run, Sequence[Batch], int], None],
+        appended: Callable[[Sequence[tuple[Run, Sequence[Batch]]], int], None],
         epoch: Callable[[], int],
     ) -> None:
         self._connections = connections
@@ -177,6 +178,8 @@ class Committer:
         self._max_run_bytes = max_run_bytes
         self._appended = appended
         self._epoch = epoch
+        self.appends: int = 0
+        self.events: int = 0
         self._origin = secrets.randbits(62)
         self._connection = 1  # raised whenever one was lost under a write, whose outcome nobody knows
 
@@ -245,16 +248,24 @@ class Committer:
                 return []
             # whatever it is that PostgreSQL refuses, it may be the doing of one run
             return [refused for entry in entries for refused in await self._store(db, [entry])]
-        stored = set()
+        stored: dict[int, tuple[Run, Sequence[Batch]]] = {}
+        excess: list[tuple[int, int, int]] = []
         for position, id_, size, *row in rows:
             entry = entries[position - 1]
-            stored.add(position)
             run = run_from_row(row)
-            batches = list(_batches(run, entry, parts[position - 1]))
+            first = run.next_index - entry.count
             entry.settle(run.next_index)
+            stored[position] = run, batches_of(run.run_id, first, parts[position - 1], entry.size)
+            self.appends += len(entry.appends)
+            self.events += entry.count
             if size > self._max_run_bytes:
-                run = await self._shed(db, run, id_, size - self._max_run_bytes)
-            self._appended(run, batches, epoch)
+                excess.append((position, id_, size - self._max_run_bytes))
+        for position, id_, over in excess:
+            run, batches = stored[position]
+            stored[position] = await self._shed(db, run, id_, over), batches
+        self._appended(list(stored.values()), epoch)
+        if len(stored) == len(entries):
+            return []
         return [entry for position, entry in enumerate(entries, 1) if position not in stored]
 
     @staticmethod
@@ -374,7 +385,7 @@ def _statement(
             firsts.append(first)
             first -= len(part)
             lasts.append(first + 1)
-            sizes.append(sum([len(data) for _, data in part]))
+            sizes.append(entry.size if len(own) == 1 else sum([len(data) for _, data in part]))
             blobs.append(pack(part))
     given += [positions, lasts, firsts, sizes, blobs]
     told = [(position, entry.last.transcript) for position, entry in enumerate(entries, 1)]
@@ -383,13 +394,6 @@ def _statement(
         return sql.append, given
     given += [Int8s([position for position, _ in transcripts]), Byteas([told for _, told in transcripts])]
     return sql.append_transcripts, given
-
-
-def _batches(run: Run, entry: _Entry, parts: Sequence[Sequence[EncodedEvent]]) -> Iterator[Batch]:
-    first = run.next_index - entry.count
-    for part in parts:
-        yield Batch(run.run_id, first, part)
-        first += len(part)
 
 
 def _is_unknown(db: Connection, error: BaseException) -> bool:

@@ -59,8 +59,6 @@ class PostgresSession:
         self.durability: Durability = Durability.POWER_LOSS
         self.sql: Statements = statements
         self.commits: GroupCommit[Connection] = GroupCommit(self._start_commit)
-        self.appends: int = 0
-        self.events: int = 0
         self._writer = writer
         self._readers = readers
         self._committer = Committer(
@@ -129,7 +127,6 @@ class PostgresSession:
         transcript: bytes | None,
     ) -> int:
         append = Append(run_id, generation, events, size, status, transcript)
-        append.committed = self._counted(len(events))
         self.commits.submit(append)
         await append.outcome()
         return append.next_index
@@ -197,17 +194,22 @@ class PostgresSession:
             finally:
                 self.commits.finished(group)
 
-    def _counted(self, events: int) -> Callable[[object], None]:
-        def count(_: object) -> None:
-            self.appends += 1
-            self.events += events
+    @property
+    def appends(self) -> int:
+        """How many appends were stored."""
+        return self._committer.appends
 
-        return count
+    @property
+    def events(self) -> int:
+        """How many events."""
+        return self._committer.events
 
-    def _appended(self, run: Run, batches: Sequence[Batch], epoch: int) -> None:
-        self.watch.hot.publish(run, batches, epoch)
-        self.watch.saw(run)
-        self._tell([run.run_id])
+    def _appended(self, stored: Sequence[tuple[Run, Sequence[Batch]]], epoch: int) -> None:
+        watch = self.watch
+        for run, batches in stored:
+            watch.hot.publish(run, batches, epoch)
+            watch.saw(run)
+        self._tell([run.run_id for run, _ in stored])
 
     def _changed(self, run: Run | None) -> None:
         if run is not None:

@@ -14,10 +14,10 @@ import anyio
 from typing_extensions import Self
 
 from ..errors import LogClosed, LogUnavailable, RunNotFound
-from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
+from ..model import Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 from . import redis_lives as lives, redis_ops as ops, redis_reads as reads
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
-from .hot import take
+from .hot import batches_of, take
 from .protocol import Claim
 from .redis_store import RedisSettings, RedisStore
 from .redis_topology import Servers, topology_of
@@ -176,18 +176,13 @@ class RedisEventLog:
         transcript: bytes | None = None,
     ) -> int:
         store = self._store
-        check_events(run_id, events, self.settings.max_event_bytes)
-        parts = chunks(events)
+        size = check_events(run_id, events, self.settings.max_event_bytes)
+        parts = chunks(events, size)
 
         def committed(appended: ops.Appended) -> None:
-            batches = []
-            first = appended.first
-            for part in parts:
-                batches.append(Batch(run_id, first, part))
-                first += len(part)
             self._appends += 1
             self._events += len(events)
-            store.watch.committed(appended.run, batches)
+            store.watch.committed(appended.run, batches_of(run_id, appended.first, parts, size))
 
         appended = await store.lanes.write(
             lambda: ops.append(

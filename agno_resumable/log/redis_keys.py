@@ -30,9 +30,9 @@ from __future__ import annotations
 import binascii
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 from ..model import Family, Run, RunStatus
+from .rows import FAMILY_OF, STATUS_OF, make_run
 
 __all__ = ["FIELDS", "LAYOUT_VERSION", "STATUSES", "Keys", "microseconds", "run_from_row"]
 
@@ -124,13 +124,13 @@ def run_from_row(
     """A run from the values of ``FIELDS``, and from its input, metadata, options and transcript."""
     family, component, session, user, key, status, first, next_, generation, attempts, version, *times, most = row
     created, updated, finished, lease, cancel = [None if time is None else int(time) / 1e6 for time in times]
-    fields: Any = (
+    fields = (
         run_id,
-        Family(family.decode()) if family is not None else Family.AGENT,
+        FAMILY_OF[family.decode()] if family is not None else Family.AGENT,
         *[None if name is None else name.decode() for name in (component, session, user, key)],
         heavy[0],
         heavy[1],
-        RunStatus((status or b"").decode()),
+        STATUS_OF[(status or b"").decode()],
         *[int(number or 0) for number in (first, next_, generation, attempts, version)],
         created,
         updated,
@@ -141,7 +141,7 @@ def run_from_row(
         heavy[2],
         int(most or 1),
     )
-    return Run(*fields)
+    return make_run(fields)
 
 
 def microseconds(seconds: float) -> int:
