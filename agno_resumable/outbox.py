@@ -237,7 +237,8 @@ class Outbox:
         ):
             with suppress(anyio.get_cancelled_exc_class()), anyio.move_on_after(rest):
                 await self._urgent.wait()
-        self._urgent = anyio.Event()
+        if self._urgent.is_set():
+            self._urgent = anyio.Event()
 
     async def _store(self, events: Sequence[EncodedEvent], end: RunStatus | None) -> None:
         transcript = self.transcript.dump(end) if end is not None else None

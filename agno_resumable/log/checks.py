@@ -83,14 +83,16 @@ def check_events(run_id: str, events: Iterable[EncodedEvent], max_event_bytes: i
     return total
 
 
-def chunks(events: Sequence[EncodedEvent], total: int) -> list[Sequence[EncodedEvent]]:
-    """Cut what one append stores, ``total`` bytes of JSON, into batches that a page can hold."""
-    if total <= CHUNK_BYTES and len(events) <= CHUNK_EVENTS:
+def chunks(
+    events: Sequence[EncodedEvent], total: int, *, most: int = CHUNK_EVENTS, most_bytes: int = CHUNK_BYTES
+) -> list[Sequence[EncodedEvent]]:
+    """Cut what one append stores, ``total`` bytes of JSON, into parts of up to ``most`` events and ``most_bytes``."""
+    if total <= most_bytes and len(events) <= most:
         return [events] if events else []
     parts: list[Sequence[EncodedEvent]] = []
     start = size = 0
     for position, (_, data) in enumerate(events):
-        if position > start and (size + len(data) > CHUNK_BYTES or position - start == CHUNK_EVENTS):
+        if position > start and (size + len(data) > most_bytes or position - start == most):
             parts.append(events[start:position])
             start, size = position, 0
         size += len(data)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from ..errors import LogClosed, RunExists, RunFinished, RunNotFound, StaleGeneration
-from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
+from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus, changed_run
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
 from .hot import batches_of, take
 from .protocol import Claim
@@ -195,7 +195,7 @@ class MemoryEventLog:
             self._transcripts[run_id] = transcript
         rests = status is not None and not status.active
         self._put(
-            replace(
+            changed_run(
                 run,
                 status=status or run.status,
                 next_index=run.next_index + len(events),

@@ -13,7 +13,7 @@ from .hot import take
 from .postgres_link import Connection
 from .postgres_sql import Statements
 from .postgres_values import Int8s, Texts, fetch
-from .rows import run_from_row, unpack
+from .rows import batch_behind, run_from_row
 
 __all__ = ["TOGETHER", "GroupRead", "Request", "read_behind", "read_pages"]
 
@@ -162,9 +162,9 @@ async def read_behind(db: Connection, sql: Statements, ends: Sequence[tuple[str,
             found[name] = (run_from_row(row), [])
         if blob is not None:
             run, batches = found[name]
-            batches += [
-                part for part in [Batch(name, first, unpack(blob)).slice(max(end, run.first_index - 1))] if part
-            ]
+            batch = batch_behind(name, first, blob, max(end, run.first_index - 1))
+            if batch:
+                batches.append(batch)
     return {name: Page(*of_run) for name, of_run in found.items()}
 
 
@@ -184,9 +184,9 @@ async def read_pages(db: Connection, sql: Statements, requests: Sequence[Request
     for position, firsts, blobs, *row in rows:
         run = run_from_row(row)
         request = requests[position - 1]
-        batches = [
-            Batch(run.run_id, first, unpack(blob)) for first, blob in zip(firsts or (), blobs or (), strict=True)
-        ]
         after = max(request.after, run.first_index - 1)
+        batches = [
+            batch_behind(run.run_id, first, blob, after) for first, blob in zip(firsts or (), blobs or (), strict=True)
+        ]
         pages[position - 1] = Page(run, take(batches, after, request.limit, request.max_bytes))
     return pages

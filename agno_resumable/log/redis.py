@@ -28,6 +28,8 @@ __all__ = ["RedisEventLog"]
 logger: logging.Logger = logging.getLogger("agno_resumable.log.redis")
 
 _PRUNE_STEP = 64
+# A reader that comes back wants the end of what one append has stored, and the server gives whole entries.
+_ENTRY_EVENTS, _ENTRY_BYTES = 64, 16_384
 
 
 class RedisEventLog:
@@ -177,7 +179,7 @@ class RedisEventLog:
     ) -> int:
         store = self._store
         size = check_events(run_id, events, self.settings.max_event_bytes)
-        parts = chunks(events, size)
+        parts = chunks(events, size, most=_ENTRY_EVENTS, most_bytes=_ENTRY_BYTES)
 
         def committed(appended: ops.Appended) -> None:
             self._appends += 1

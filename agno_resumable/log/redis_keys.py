@@ -31,8 +31,8 @@ import binascii
 import hashlib
 from collections.abc import Sequence
 
-from ..model import Family, Run, RunStatus
-from .rows import FAMILY_OF, STATUS_OF, make_run
+from ..model import Family, Run, RunStatus, make_run
+from .rows import FAMILY_OF, STATUS_OF
 
 __all__ = ["FIELDS", "LAYOUT_VERSION", "STATUSES", "Keys", "microseconds", "run_from_row"]
 

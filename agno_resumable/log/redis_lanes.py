@@ -6,11 +6,10 @@ takes anybody else's operation along.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-
-import anyio
 
 from ..errors import LogClosed, LogUnavailable, ResumableError
 from .group_commit import GroupCommit, Operation
@@ -68,6 +67,11 @@ class _Planned(Operation[None, T]):
         return False
 
 
+def _wake(reader: asyncio.Future[None]) -> None:
+    if not reader.done():
+        reader.set_result(None)
+
+
 def _unused(_: None) -> Any:
     raise AssertionError("a plan is carried out by exchanging commands")
 
@@ -119,9 +123,9 @@ class Lanes:
         self._writer = Lane(topology, timeout, lost, patient=patient)
         self.commits: GroupCommit[None] = GroupCommit(self._start_commit)
         self._groups: deque[Sequence[Operation[None, object]]] = deque()
-        self._group_came = anyio.Event()
+        self._group_came = asyncio.Event()
         self._reads: deque[_Planned[Any]] = deque()
-        self._read_came = anyio.Event()
+        self._idle: list[asyncio.Future[None]] = []  # readers without anything to read
         self._closed = False
 
     async def write(self, plan: Callable[[], Plan[T]], committed: Callable[[T], None]) -> T:
@@ -138,7 +142,8 @@ class Lanes:
             raise LogClosed
         operation = _Planned(plan)
         self._reads.append(operation)
-        self._read_came.set()
+        if self._idle:
+            _wake(self._idle.pop())  # the one that has read last: all that it needs is at hand
         try:
             return await operation.outcome()
         finally:
@@ -153,7 +158,7 @@ class Lanes:
         try:
             while True:
                 if not self._groups:
-                    self._group_came = anyio.Event()
+                    self._group_came.clear()
                     await self._group_came.wait()
                     continue
                 group = self._groups.popleft()
@@ -183,9 +188,13 @@ class Lanes:
         try:
             while True:
                 if not self._reads:
-                    if self._read_came.is_set():
-                        self._read_came = anyio.Event()
-                    await self._read_came.wait()
+                    idle = asyncio.get_running_loop().create_future()
+                    self._idle.append(idle)
+                    try:
+                        await idle
+                    finally:
+                        if idle in self._idle:
+                            self._idle.remove(idle)
                     continue
                 operations: list[_Planned[Any]] = []
                 while self._reads and len(operations) < _READ_TOGETHER:

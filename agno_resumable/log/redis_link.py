@@ -6,6 +6,7 @@ may have been done is never sent again; only what the server has refused before 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
@@ -103,6 +104,32 @@ class _Broken(Exception):
         self.sent = sent
 
 
+class _Late:
+    """Whether a server has taken too long to answer."""
+
+    __slots__ = ("happened",)
+
+    def __init__(self) -> None:
+        self.happened: bool = False
+
+    def cut(self, connection: Any) -> None:
+        """End what waits for this connection."""
+        self.happened = True
+        writer = getattr(connection, "_writer", None)
+        if writer is not None:  # else it is hung up already
+            writer.transport.abort()
+
+
+def _is_alive(connection: Any) -> bool:
+    """Whether the server has not hung up.
+
+    It is noticed before anything is sent, and not in doubt afterwards. The driver's own look costs as much as a
+    command.
+    """
+    reader = getattr(connection, "_reader", None)
+    return reader is not None and not reader.at_eof()
+
+
 class _Wire:
     """One connection to one server."""
 
@@ -120,10 +147,19 @@ class _Wire:
         """
         replies: list[Any] = []
         sent = False
+        late = _Late()
         try:
-            deadline = anyio.current_time() + (self._timeout if timeout is None else timeout)
-            with anyio.CancelScope(deadline=deadline) as scope:  # half of what fail_after costs, for each exchange
-                connection = await self._connected()
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + (self._timeout if timeout is None else timeout)
+            connection = self._connection
+            if connection is None or not _is_alive(connection):
+                with anyio.CancelScope(deadline=deadline) as scope:
+                    connection = await self._connected()
+                if scope.cancelled_caught:
+                    raise TimeoutError
+            # A timer, because a cancel scope takes as long as all the rest of sending a command
+            timer = loop.call_at(deadline, late.cut, connection)
+            try:
                 sent = True
                 await connection.send_packed_command(
                     b"".join([command.data for command in commands]), check_health=False
@@ -133,27 +169,21 @@ class _Wire:
                         replies.append(await connection.read_response(disable_decoding=True))
                     except ResponseError as refused:
                         replies.append(refused)
-            if scope.cancelled_caught:
-                raise TimeoutError
+            finally:
+                timer.cancel()
         except (BusyLoadingError, AuthenticationError) as error:  # a reply, for which the driver hangs up
             await self.drop()
             raise _Broken(replies, False) from error
         except (RedisError, OSError, EOFError) as error:  # TimeoutError is an OSError
             await self.drop()
-            raise _Broken(replies, sent) from error
+            raise _Broken(replies, sent) from (TimeoutError() if late.happened else error)
         except BaseException:  # a reply that nobody has read would be taken for the next command's
             await self.drop()
             raise
         return replies
 
     async def _connected(self) -> Any:
-        connection = self._connection
-        if connection is not None:
-            # A server that has gone meanwhile is noticed before anything is sent, and not in doubt afterwards. The
-            # driver's own look at it costs as much as a command.
-            reader = getattr(connection, "_reader", None)
-            if reader is not None and not reader.at_eof():
-                return connection
+        if self._connection is not None:
             await self.drop()
         delay = 0.0
         while True:

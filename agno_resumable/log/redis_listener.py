@@ -6,12 +6,12 @@ runs that somebody waits for are looked at, so that losing the wake-ups costs ti
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 
 from ..errors import LogUnavailable
 from .redis_keys import Keys
@@ -149,7 +149,7 @@ class Listener:
             await anyio.sleep(_OWN_PAUSE)  # nothing but our own has come for a while: it may come in larger pieces
         else:
             for _ in range(_READER_TURNS):
-                await anyio.lowlevel.checkpoint()
+                await asyncio.sleep(0)
 
     def _read(self, shard: int, places: dict[bytes, tuple[bytes, int]], name: bytes, entries: Sequence[Any]) -> bool:
         """Hand on what the wake-ups tell; return whether others than this process have told it."""

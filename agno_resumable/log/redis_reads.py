@@ -10,7 +10,7 @@ from ..model import Batch, Intents, Run, RunStatus
 from . import redis_queries as queries
 from .redis_keys import Keys, microseconds, run_from_row
 from .redis_link import Command, Plan, evaluate
-from .rows import unpack
+from .rows import batch_behind
 
 __all__ = ["Found", "get", "intents", "list_runs", "now", "read", "states"]
 
@@ -44,7 +44,7 @@ def read(keys: Keys, run_id: str, after: int, limit: int, max_bytes: int) -> Pla
     batches = []
     for position in range(0, len(entries), 2):
         last, _, count = entries[position].partition(b"-")
-        batches.append(Batch(run_id, int(last) - int(count), unpack(entries[position + 1])))
+        batches.append(batch_behind(run_id, int(last) - int(count), entries[position + 1], after))
     return Found(run_from_row(run_id, row), batches, lost)
 
 

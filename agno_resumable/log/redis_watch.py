@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import anyio.lowlevel
 
-from ..model import Batch, Run, RunStatus
+from ..model import Batch, Run, RunStatus, changed_run
 from .hot import HotTail
 from .rows import unpack
 from .watch import Watch
@@ -191,5 +191,5 @@ def _appended(run: Run, version: int, told: bytes) -> tuple[Run, list[Batch]]:
     """The run and its new events as a wake-up has told them."""
     head, _, blob = told.partition(b"\n")
     next_index, count, updated, first = map(int, head.split())
-    run = replace(run, first_index=first, next_index=next_index, version=version, updated_at=updated / 1e6)
+    run = changed_run(run, first_index=first, next_index=next_index, version=version, updated_at=updated / 1e6)
     return run, [Batch(run.run_id, next_index - count, unpack(blob))]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..errors import RunExists, RunFinished, RunNotFound, StaleGeneration
 from ..model import Batch, EncodedEvent, Intents, NewRun, Run, RunStatus
 from .protocol import Claim
-from .rows import RUN_COLUMNS, pack, run_from_row, unpack
+from .rows import RUN_COLUMNS, batch_behind, pack, run_from_row
 
 _FINISHED = "('COMPLETED', 'ERROR', 'CANCELLED')"
 
@@ -207,7 +207,7 @@ def read(db: sqlite3.Connection, run_id: str, after: int, limit: int, max_bytes:
                 "ORDER BY last_index",
                 (row[0], after),
             ):
-                batches.append(Batch(run_id, first, unpack(blob)))
+                batches.append(batch_behind(run_id, first, blob, after))
                 size += chunk_size
                 if size >= max_bytes or last - after >= limit:
                     break
