@@ -176,6 +176,19 @@ async def test_a_finished_run_leaves_by_itself_at_last(redis_server: RedisServer
         assert ended == 1
 
 
+async def test_one_append_lies_in_entries_that_a_reader_who_comes_back_can_afford(redis_server: RedisServer) -> None:
+    given = [EncodedEvent("Type", b'{"n":%d,"pad":"%b"}' % (number, b"x" * (number % 900))) for number in range(1_000)]
+    async with RedisStores(redis_server.url, hot_bytes=0).at("entries") as log:
+        await log.create(NewRun("run"), lease=60)
+        assert await log.append("run", 1, given) == 1_000
+        entries = int(redis_server.command("XLEN", "{entries:0}:events:run")[1:])
+        assert 1_000 / 64 <= entries <= 80
+        for after in (-1, 0, 62, 63, 64, 500, 990, 998, 999):
+            page = await log.read("run", after, limit=2_000, max_bytes=1 << 24)
+            assert [(one.type, one.data) for one in page.events] == given[after + 1 :]
+            assert [one.index for one in page.events] == list(range(after + 1, 1_000))
+
+
 async def test_a_deleted_log_leaves_nothing_of_its_runs(redis_server: RedisServer) -> None:
     with RedisServer(redis_server.binary) as server:
         async with RedisEventLog(server.url, prefix="gone") as log:
