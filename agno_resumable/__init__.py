@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     )
     from .kinds import EncodedEvent, Family, RunStatus
     from .log.memory import MemoryEventLog
+    from .log.metered import LogCall, MeteredEventLog
     from .log.open import open_log
+    from .log.postgres import PostgresEventLog
     from .log.protocol import EventLog
+    from .log.redis import RedisEventLog
     from .log.sqlite import SQLiteEventLog
     from .model import Batch, Durability, Event, NewRun, Page, Run
     from .reader import End, Gap, Idle, Paused, follow
@@ -58,8 +61,11 @@ _MODULES = {
     ),
     ".reader": ("End", "Gap", "Idle", "Paused", "follow"),
     ".log.memory": ("MemoryEventLog",),
+    ".log.metered": ("LogCall", "MeteredEventLog"),
     ".log.open": ("open_log",),
+    ".log.postgres": ("PostgresEventLog",),
     ".log.protocol": ("EventLog",),
+    ".log.redis": ("RedisEventLog",),
     ".log.sqlite": ("SQLiteEventLog",),
     ".kinds": ("EncodedEvent", "Family", "RunStatus"),
     ".model": ("Batch", "Durability", "Event", "NewRun", "Page", "Run"),
@@ -84,12 +90,16 @@ __all__ = [
     "Family",
     "Gap",
     "Idle",
+    "LogCall",
     "LogClosed",
     "LogUnavailable",
     "MemoryEventLog",
+    "MeteredEventLog",
     "NewRun",
     "Page",
     "Paused",
+    "PostgresEventLog",
+    "RedisEventLog",
     "ResumableError",
     "ResumableStream",
     "Run",

@@ -27,7 +27,7 @@ class Attachment:
     def __init__(self, log: EventLog | str, policy: Policy) -> None:
         if isinstance(log, str):
             opened = open_log(log)  # a bad URL is told here and not at the first request
-            log = log if log.startswith("sqlite") else opened
+            log = opened if log.startswith("memory") else log  # by its URL all parts of the process share it
         self._log = log
         self.policy: Policy = policy
         self._supervisor: Supervisor | None = None
@@ -46,6 +46,11 @@ class Attachment:
                 if self._supervisor is None or self._supervisor.ended:
                     self._supervisor = await Supervisor.acquire(self._log, self.policy)
         return self._supervisor
+
+    @property
+    def active(self) -> int:
+        """How many runs are produced beside this log in this process; 0 before the first use."""
+        return 0 if self._supervisor is None or self._supervisor.ended else self._supervisor.active
 
     async def log(self) -> EventLog:
         """The log, open."""

@@ -21,6 +21,11 @@ class Audience:
         """How many read the run at this moment."""
         return self._counts.get(run_id, 0)
 
+    @property
+    def total(self) -> int:
+        """How many read any run at this moment."""
+        return sum(self._counts.values())
+
     @contextmanager
     def reading(self, run_id: str) -> Iterator[None]:
         """Count as a reader of the run."""

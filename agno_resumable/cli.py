@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "demo":
             return _demo(arguments)
+        if arguments.command == "migrate":
+            return _migrate(arguments)
         return _in_log(arguments)
     except UnsupportedLogURL as error:
         return _complain(error, status=2)
@@ -96,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="only runs that finished so long ago: 90s, 30m, 24h or 7d (default: 24h)",
     )
+
+    migrate = commands.add_parser(
+        "migrate", parents=[log], help="make the tables of a PostgreSQL log, or bring them up to date"
+    )
+    migrate.add_argument("--sql", action="store_true", help="print the SQL for an empty database, and do nothing")
+    migrate.add_argument("--grant", metavar="ROLE", help="a role that shall use the log without owning its tables")
     return parser
 
 
@@ -144,9 +152,12 @@ def _existing_log(url: str) -> EventLog:
     """The log that somebody else has made: looking for runs in the wrong place must not create an empty file."""
     from .log.memory import MemoryEventLog
     from .log.open import open_log
+    from .log.postgres import PostgresEventLog
     from .log.sqlite import SQLiteEventLog
 
     log = open_log(url)
+    if isinstance(log, PostgresEventLog):
+        return PostgresEventLog(url, create=False)
     if isinstance(log, MemoryEventLog):
         raise CommandError("A log in memory can be seen only by the process that holds it.")
     if isinstance(log, SQLiteEventLog) and not os.path.exists(log.path):
@@ -220,6 +231,23 @@ async def _prune(log: EventLog, older_than: timedelta) -> None:
     async with log:
         pruned = await log.prune(finished_before=await log.now() - older_than.total_seconds())
     print(f"{pruned} {'run' if pruned == 1 else 'runs'} deleted.")
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    import anyio
+
+    from .log.open import open_log
+    from .log.postgres import PostgresEventLog
+
+    log = open_log(arguments.log)
+    if not isinstance(log, PostgresEventLog):
+        raise CommandError("Only a PostgreSQL log is migrated: any other makes what it needs when it is opened.")
+    if arguments.sql:
+        print(log.migration(grant=arguments.grant), end="")
+        return 0
+    before, after = anyio.run(partial(log.migrate, grant=arguments.grant))
+    print(f"The tables were at version {before}, and are at version {after} now.")
+    return 0
 
 
 # -------------------------------------------------------------------- the demo

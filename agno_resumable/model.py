@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import NamedTuple
 
@@ -56,12 +56,12 @@ class Batch:
 
     __slots__ = ("_frames", "_size", "events", "first", "run_id")
 
-    def __init__(self, run_id: str, first: int, events: Sequence[EncodedEvent]) -> None:
+    def __init__(self, run_id: str, first: int, events: Sequence[EncodedEvent], size: int = -1) -> None:
         self.run_id: str = run_id
         self.first: int = first
         self.events: Sequence[EncodedEvent] = events
         self._frames: bytes | None = None
-        self._size = -1
+        self._size = size  # where the caller has counted already
 
     def __len__(self) -> int:
         return len(self.events)
@@ -138,6 +138,10 @@ class NewRun:
     idempotency_key: str | None = None
     input: bytes | None = field(default=None, repr=False)
     metadata: bytes | None = field(default=None, repr=False)
+    options: bytes | None = field(default=None, repr=False)
+    """What else it takes to run it again, as JSON."""
+    max_attempts: int = 1
+    """How many producers may have it one after the other; the loss of the last is its end."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +175,33 @@ class Run:
     cancel_requested_at: float | None = None
     transcript: bytes | None = field(default=None, repr=False)
     """After the end: the fold of the log as JSON, see ``agno_resumable.transcript``."""
+    options: bytes | None = field(default=None, repr=False)
+    max_attempts: int = 1
 
     @property
     def last_index(self) -> int:
         """The cursor of a reader that has everything; -1 before the first event."""
         return self.next_index - 1
+
+
+_RUN_FIELDS = tuple(one.name for one in fields(Run))
+
+
+def make_run(values: Iterable[object]) -> Run:
+    """A run from the values of all its fields, in their order.
+
+    Every append makes one, and the constructor of a frozen dataclass, a call for each field, takes four times as long.
+    """
+    run: Run = object.__new__(Run)
+    run.__dict__.update(zip(_RUN_FIELDS, values, strict=True))
+    return run
+
+
+def changed_run(run: Run, **changes: object) -> Run:
+    """What ``dataclasses.replace`` does, for where every event needs it; it does not look at the names."""
+    changed: Run = object.__new__(Run)
+    changed.__dict__.update(run.__dict__, **changes)
+    return changed
 
 
 class Page(NamedTuple):

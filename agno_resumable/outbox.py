@@ -74,6 +74,8 @@ class Outbox:
         """How the run ends; set together with its last event, and nothing is put after it."""
         self.lost: bool = False
         """Whether nothing more can be stored."""
+        self.left: bool = False
+        """Whether the run is left as it is, without an end, for another to take over; for good when ``done``."""
         self.failure: LogUnavailable | None = None
         """Why, if the store was away for too long."""
         self.done: anyio.Event = anyio.Event()
@@ -132,6 +134,12 @@ class Outbox:
         self._more.set()
         self._urgent.set()
 
+    def leave(self) -> None:
+        """Store what is there, and be done without an end: another shall take the run over."""
+        if self.end is None:
+            self.left = True
+        self.hurry()
+
     def lose(self) -> None:
         """Another producer has the run, or it is gone: store nothing more."""
         self.lost = True
@@ -157,6 +165,8 @@ class Outbox:
             try:
                 while not self.lost:
                     if not self._buffer and self.end is None:
+                        if self.left:
+                            return
                         self._more = anyio.Event()
                         with suppress(anyio.get_cancelled_exc_class()):  # see _store
                             await self._more.wait()
@@ -166,6 +176,7 @@ class Outbox:
                     self.transcript.fold(events)
                     await self._store(events, end)
                     if end is not None:
+                        self.left = False  # it was quicker
                         return
                     gather_until = await self._serve()
             except (StaleGeneration, RunNotFound, RunFinished) as error:
@@ -226,7 +237,8 @@ class Outbox:
         ):
             with suppress(anyio.get_cancelled_exc_class()), anyio.move_on_after(rest):
                 await self._urgent.wait()
-        self._urgent = anyio.Event()
+        if self._urgent.is_set():
+            self._urgent = anyio.Event()
 
     async def _store(self, events: Sequence[EncodedEvent], end: RunStatus | None) -> None:
         transcript = self.transcript.dump(end) if end is not None else None

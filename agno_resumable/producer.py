@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 
 from .ending import Ending
-from .errors import LogClosed, LogUnavailable
+from .errors import LogClosed, LogUnavailable, ResumableError
 from .log.protocol import Claim, EventLog
 from .model import EncodedEvent, Run, RunStatus
 from .outbox import Outbox
+from .restart import restarted_event
 from .source import Source
 from .sse import Identity, cancelled_event, completed_event, encode_event, error_event
 from .transcript import Transcript
@@ -37,6 +39,8 @@ class Producer:
         transcript: The legs before this one.
         outage: How long, in seconds, a store that is away is tried again before the run is given up.
         cancel_grace: How long, in seconds, a run that was asked to cancel itself may take before it is cancelled hard.
+        places: One of them is taken while the source runs; until one is free the run waits as PENDING.
+        anew: The run was taken over from a producer that was lost, and begins from its beginning.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Producer:
         transcript: Transcript | None = None,
         cancel_grace: float = 5.0,
         outage: float = 30.0,
+        places: anyio.Semaphore | None = None,
+        anew: bool = False,
     ) -> None:
         self.run = run
         self._log = log
@@ -56,6 +62,9 @@ class Producer:
         self._events = events
         self._cancel_grace = cancel_grace
         self._outage = outage
+        self._places = places
+        self._waits = places is not None
+        self._anew = anew
         self._identity = Identity(
             run_id=run.run_id,
             session_id=run.session_id,
@@ -106,6 +115,26 @@ class Producer:
             await self._outbox.write()  # if it was cancelled before its first step
             await self.done.wait()
 
+    @property
+    def can_be_left(self) -> bool:
+        """Whether another process may run it again from its beginning."""
+        return self.run.attempts < self.run.max_attempts
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun, because no place is free."""
+        return self._waits
+
+    async def leave(self) -> None:
+        """Stop the run without an end, and let whoever notices first run it again."""
+        self._outbox.leave()
+        self._stop("left")
+        with anyio.move_on_after(self._outage + 1):
+            await self.done.wait()
+        if self.done.is_set() and self._outbox.left and not self._outbox.lost:
+            with suppress(ResumableError):  # else its lease runs out by itself
+                await self._log.renew([self.claim], lease=0.0)
+
     def lose(self) -> None:
         """Another producer has the run, or it is gone: stop, and store nothing more."""
         self._outbox.lose()
@@ -115,6 +144,9 @@ class Producer:
         """Ask the run to cancel itself, and cancel it hard if it has not ended after ``grace`` seconds."""
         if self.done.is_set():
             return  # agno would keep the intent for a run that never comes
+        if self._waits:  # there is nothing yet that could cancel itself
+            self._stop(reason)
+            return
         grace = self._cancel_grace if grace is None else grace
         asked = False
         with anyio.move_on_after(grace):
@@ -132,9 +164,15 @@ class Producer:
     async def _pump(self) -> None:
         try:
             with self._work:
-                await self._consume()
+                if self._places is None:
+                    await self._consume()
+                else:
+                    async with self._places:
+                        self._waits = False
+                        await self._consume()
             if self._work.cancelled_caught and not self._outbox.lost:
                 self._finish_cancelled(self._reason or "The run was cancelled.")
+            self._waits = False
         except (Exception, SystemExit) as error:  # a tool that calls sys.exit() ends its run and not the server
             if type(error).__name__ == "RunCancelledException":  # agno's, where it comes out of the iterator
                 self._finish_cancelled(str(error) or "The run was cancelled.")
@@ -153,6 +191,8 @@ class Producer:
     async def _consume(self) -> None:
         family, run_id, ending, outbox = self._source.family, self.run.run_id, self._ending, self._outbox
         turn = time.perf_counter()
+        if self._anew and self.run.next_index:  # else nobody has seen anything of it
+            outbox.put(restarted_event(self.run))
         stream = self._events()
         try:
             async for event in stream:
@@ -191,6 +231,8 @@ class Producer:
         self._finish(RunStatus.CANCELLED, cancelled_event(self._source.family, reason, identity=self._identity))
 
     def _finish(self, status: RunStatus, last: EncodedEvent | None) -> None:
+        if self._outbox.left and status not in (RunStatus.COMPLETED, RunStatus.PAUSED):
+            return  # what it says of being stopped is no end: it will be run again
         self._outbox.finish(status, last)
 
     def _stop(self, reason: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import orjson
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ResumableStream"]
 
+logger: logging.Logger = logging.getLogger("agno_resumable.stream")
+
 
 class ResumableStream:
     """Runs one agent, team, workflow or callable, and keeps its events in a log that clients read.
@@ -52,6 +55,13 @@ class ResumableStream:
         retention: Seconds that finished runs are kept; ``None`` keeps them.
         cancel_grace: Seconds that a run may take to cancel itself before its task is cancelled.
         drain_grace: Seconds that active runs may go on after the stop signal.
+        on_producer_lost: What becomes of a run whose process died. ``"error"``: it ends with its family's error frame.
+            ``"restart"``: another process that serves this component, or this one when it is back, runs it again from
+            its stored input, under the same id; readers get a ``restarted`` event, and indices go on. So a tool may
+            be called twice for one run. A run whose input or options have no JSON (media, objects) runs once only.
+        max_attempts: How often a run may be begun in all, with ``"restart"``.
+        max_concurrent: How many runs of this stream this process works on at a time; others wait as PENDING, and can
+            be cancelled. ``None`` for no limit.
         on_disconnect: ``"continue"``, or the seconds after which a run that nobody reads is cancelled. It counts the
             readers of this process: leave it at ``"continue"`` where several processes serve one log.
     """
@@ -68,8 +78,15 @@ class ResumableStream:
         retention: float | None = 86_400.0,
         cancel_grace: float = 5.0,
         drain_grace: float = 10.0,
+        on_producer_lost: Literal["error", "restart"] = "error",
+        max_attempts: int = 3,
+        max_concurrent: int | None = None,
         on_disconnect: str | float = "continue",
     ) -> None:
+        if on_producer_lost not in ("error", "restart"):
+            raise ValueError(f"on_producer_lost is 'error' or 'restart', not {on_producer_lost!r}.")
+        if max_attempts < 1 or (max_concurrent is not None and max_concurrent < 1):
+            raise ValueError("max_attempts and max_concurrent are numbers from 1.")
         if isinstance(on_disconnect, str) and on_disconnect != "continue":
             raise ValueError(f"on_disconnect is 'continue' or a number of seconds, not {on_disconnect!r}.")
         self._attachment = Attachment(log, Policy(lease, sweep_interval, retention, drain_grace))
@@ -77,6 +94,10 @@ class ResumableStream:
             source, family=Family(family) if family else None, component_id=component_id
         )
         self._cancel_grace = cancel_grace
+        self._max_attempts = max_attempts if on_producer_lost == "restart" else 1
+        self._max_concurrent = max_concurrent
+        self._rescued: Supervisor | None = None  # who hands lost runs to this stream
+        self._withdraw: Callable[[], None] = lambda: None
         self._abandon_after = None if isinstance(on_disconnect, str) else on_disconnect
         self.readers: Audience = Audience()
 
@@ -97,6 +118,7 @@ class ResumableStream:
 
     async def __aenter__(self) -> Self:
         await self._attachment.attend()
+        await self.supervisor()
         return self
 
     async def __aexit__(
@@ -112,6 +134,8 @@ class ResumableStream:
 
     async def aclose(self) -> None:
         """Give the active runs their grace, end what is left honestly, and close what was opened here."""
+        self._withdraw()
+        self._rescued = None
         await self._attachment.detach()
 
     async def supervisor(self) -> Supervisor:
@@ -120,11 +144,23 @@ class ResumableStream:
         Raises:
             LogUnavailable: The log could not be opened.
         """
-        return await self._attachment.supervisor()
+        supervisor = await self._attachment.supervisor()
+        if self._max_attempts > 1 and self._rescued is not supervisor:
+            self._rescued = supervisor
+            self._withdraw = supervisor.rescue(self.family, self.component_id, self._restart)
+        return supervisor
 
     async def log(self) -> EventLog:
         """The log, open."""
         return (await self.supervisor()).log
+
+    def stats(self) -> Mapping[str, int]:
+        """What goes on in this process at the moment, beside the counters of ``EventLog.stats``.
+
+        ``active``: the runs that it produces, those of other streams on the same log included. ``readers``: who
+        follows runs of this stream, over HTTP or by ``events`` and ``wait``.
+        """
+        return {"active": self._attachment.active, "readers": self.readers.total}
 
     # ---------------------------------------------------------------- runs
 
@@ -158,6 +194,11 @@ class ResumableStream:
         """
         supervisor = await self.supervisor()
         supervisor.check_accepting()
+        stored = [_json(value) for value in (input, options, metadata)]
+        max_attempts = self._max_attempts
+        if max_attempts > 1 and not all(map(_is_same, (input, options, metadata), stored)):
+            max_attempts = 1
+            logger.info("a run can be run once only: its input or options have no JSON", extra={"run_id": run_id})
         if metadata is not None:
             options["metadata"] = dict(metadata)
         new = NewRun(
@@ -167,8 +208,10 @@ class ResumableStream:
             session_id=session_id or str(uuid.uuid4()),
             user_id=user_id,
             idempotency_key=idempotency_key,
-            input=_json(input),
-            metadata=_json(metadata),
+            input=stored[0],
+            metadata=stored[2],
+            options=stored[1] if max_attempts > 1 and stored[1] != b"{}" else None,
+            max_attempts=max_attempts,
         )
         # From its creation the run has to have a producer, even if whoever asked for it leaves at this very moment.
         with anyio.CancelScope(shield=True):
@@ -305,15 +348,43 @@ class ResumableStream:
         folded = local or await Transcript.of_log(supervisor.log, run)
         return folded.to_dict(run.status)
 
+    async def _restart(self, claimed: Run) -> None:
+        """Run a run again, whose producer was lost and which the supervisor has claimed."""
+        supervisor = await self.supervisor()
+        run = await supervisor.log.get(claimed.run_id)
+        if run.generation != claimed.generation:
+            return  # somebody was quicker still
+        given, options, metadata = [
+            None if stored is None else orjson.loads(stored) for stored in (run.input, run.options, run.metadata)
+        ]
+        options = {**(options or {}), **({} if metadata is None else {"metadata": metadata})}
+        self._produce(
+            supervisor,
+            run,
+            lambda: self.source.start(
+                given, run_id=run.run_id, session_id=run.session_id, user_id=run.user_id, options=options
+            ),
+            anew=True,
+        )
+
     def _produce(
         self,
         supervisor: Supervisor,
         run: Run,
         events: Callable[[], AsyncIterator[Any]],
         so_far: Transcript | None = None,
+        *,
+        anew: bool = False,
     ) -> None:
         producer = Producer(
-            supervisor.log, self.source, run, events, transcript=so_far, cancel_grace=self._cancel_grace
+            supervisor.log,
+            self.source,
+            run,
+            events,
+            transcript=so_far,
+            cancel_grace=self._cancel_grace,
+            places=None if self._max_concurrent is None else supervisor.places(self, self._max_concurrent),
+            anew=anew,
         )
         supervisor.produce(producer)
         if self._abandon_after is not None:
@@ -373,6 +444,11 @@ class ResumableStream:
         from .asgi.routes import component_routes
 
         return component_routes(self, authorize=authorize, owner=owner)
+
+
+def _is_same(value: Any, stored: bytes | None) -> bool:
+    """Whether what was stored is the value, and not something like it."""
+    return value is None if stored is None else bool(orjson.loads(stored) == value)
 
 
 def _json(value: Any) -> bytes | None:

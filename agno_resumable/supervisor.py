@@ -21,7 +21,7 @@ from anyio.lowlevel import RunVar
 from .errors import Draining, LogClosed, LogUnavailable, ResumableError
 from .log.open import open_log
 from .log.protocol import Claim, EventLog
-from .model import Run, RunStatus
+from .model import Family, Run, RunStatus
 from .producer import Producer
 from .shutdown import Drain, current_drain
 from .sse import Identity, error_event
@@ -60,6 +60,12 @@ class Holder(Protocol):
         ...
 
 
+# Seconds that a run which may be run again waits for a process that can, before any other ends it; and how long that
+# other must have been there itself, because after a failure of everything it may be the first that is back.
+_PATIENCE = 300.0
+
+Rescuer = Callable[[Run], Awaitable[None]]
+
 _supervisors: RunVar[dict[object, Supervisor]] = RunVar("agno_resumable_supervisors")
 
 
@@ -79,6 +85,9 @@ class Supervisor:
         self._producers: dict[str, Producer] = {}
         self._holders: set[Holder] = set()  # those whose runs are not for this supervisor to end
         self._mourners: list[Callable[[Run], Awaitable[None]]] = []
+        self._rescuers: dict[str, Rescuer] = {}  # by family and component
+        self._places: dict[object, anyio.Semaphore] = {}
+        self._since = anyio.current_time()
         self._tasks: anyio.abc.TaskGroup
         self._owner: object = None  # the task; held, because an event loop holds tasks only weakly
         self._ready = anyio.Event()
@@ -172,6 +181,26 @@ class Supervisor:
 
         return withdraw
 
+    def rescue(self, family: Family, component_id: str, rescuer: Rescuer) -> Callable[[], None]:
+        """Hand runs of this component whose producer was lost, and that may be run again, to ``rescuer``.
+
+        It gets the run claimed and without its input, and produces it. Returns what takes that back.
+        """
+        name = f"{family.value}:{component_id}"
+        self._rescuers[name] = rescuer
+
+        def withdraw() -> None:
+            if self._rescuers.get(name) is rescuer:
+                del self._rescuers[name]
+
+        return withdraw
+
+    def places(self, owner: object, count: int) -> anyio.Semaphore:
+        """``count`` places that the producers of ``owner`` share; the same at each call."""
+        if owner not in self._places:
+            self._places[owner] = anyio.Semaphore(count)
+        return self._places[owner]
+
     def check_accepting(self) -> None:
         """Raise ``Draining`` if no run may be started any more."""
         if self.drain.begun or self._closing:
@@ -180,23 +209,34 @@ class Supervisor:
     def produce(self, producer: Producer) -> None:
         """Run the producer to its end, in a task of this supervisor. It inherits the context of the caller."""
         self.drain.listen()  # there may be no lifespan, and no stream either
+        earlier = self._producers.get(producer.run.run_id)
+        if earlier is not None:
+            earlier.lose()  # it stood still for longer than its lease, and this one has the run now
         self._producers[producer.run.run_id] = producer
         self._tasks.start_soon(self._produce, producer, name=f"run {producer.run.run_id}")
 
     async def rest(self) -> None:
         """Give the active runs their grace, then end what is left, and return when all of them have their end.
 
-        The grace counts from the first call: at a signal, and not again when the lifespan ends.
+        What may be run again is left to other processes: at once where it has not begun, else after the grace, which
+        counts from the first call: at a signal, and not again when the lifespan ends.
         """
         if self._rests_until is None:
             self._rests_until = anyio.current_time() + self.policy.drain_grace
-        with anyio.CancelScope(deadline=self._rests_until):
-            for producer in list(self._producers.values()):
-                await producer.done.wait()
         async with anyio.create_task_group() as tasks:
             for producer in list(self._producers.values()):
-                # half a second for agno to stop by itself and to save its row
-                tasks.start_soon(producer.cancel, "The server is shutting down.", 0.5)
+                if producer.waits and producer.can_be_left:
+                    tasks.start_soon(producer.leave)
+            with anyio.CancelScope(deadline=self._rests_until):
+                for producer in list(self._producers.values()):
+                    await producer.done.wait()
+        async with anyio.create_task_group() as tasks:
+            for producer in list(self._producers.values()):
+                if producer.can_be_left:
+                    tasks.start_soon(producer.leave)
+                else:
+                    # half a second for agno to stop by itself and to save its row
+                    tasks.start_soon(producer.cancel, "The server is shutting down.", 0.5)
         with anyio.move_on_after(5.0):
             for producer in list(self._producers.values()):
                 await producer.done.wait()
@@ -237,11 +277,15 @@ class Supervisor:
             self._forget()
             if not _supervisors.get():
                 self.drain.unlisten()
-            with anyio.CancelScope(shield=True):
-                for producer in list(self._producers.values()):  # asyncio.run was quicker than their first step
-                    await producer.abandon()
-                if opened:
-                    await self.log.__aexit__(None, None, None)
+            try:
+                with anyio.CancelScope(shield=True):
+                    for producer in list(self._producers.values()):  # asyncio.run was quicker than their first step
+                        await producer.abandon()
+                    if opened:
+                        await self.log.__aexit__(None, None, None)
+            except Exception:  # of a log; whoever waits for the end must not wait for ever
+                logger.exception("the log could not be closed")
+            finally:
                 self._ended.set()
 
     def _forget(self) -> None:
@@ -302,8 +346,30 @@ class Supervisor:
         # This process's own come first: where something has blocked the event loop for longer than the lease, they
         # are as alive as the loop is now, and nobody else may have noticed.
         await self._renew()
-        for run in await self.log.expire(lease=self.policy.lease):
-            await self._bury(run)
+        ends = self.drain.begun or self._closing
+        patience = _PATIENCE if anyio.current_time() - self._since > _PATIENCE else 1e9
+        for run in await self.log.expire(
+            lease=self.policy.lease, serves=() if ends else list(self._rescuers), patience=patience
+        ):
+            if not await self._rescued(run):
+                await self._bury(run)
+
+    async def _rescued(self, run: Run) -> bool:
+        """Have the run begun anew, if it may be and somebody here can."""
+        rescuer = self._rescuers.get(f"{run.family.value}:{run.component_id}")
+        # This claim is one of the attempts already
+        if rescuer is None or run.attempts > run.max_attempts or run.cancel_requested_at is not None:
+            return False
+        extra = {"run_id": run.run_id, "family": run.family.value, "attempt": run.attempts}
+        try:
+            await rescuer(run)
+        except LogUnavailable:
+            raise
+        except Exception:  # whatever it is, the run must have its end
+            logger.exception("a run that lost its producer could not be begun anew", extra=extra)
+            return False
+        logger.warning("a run lost its producer, and is begun anew", extra=extra)
+        return True
 
     async def _bury(self, run: Run) -> None:
         logger.warning("a run lost its producer", extra={"run_id": run.run_id, "family": run.family.value})

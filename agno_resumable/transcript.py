@@ -14,6 +14,7 @@ import orjson
 
 from .log.protocol import EventLog
 from .model import EncodedEvent, Run, RunStatus
+from .restart import RESTARTED, is_restart
 
 __all__ = ["Transcript"]
 
@@ -36,7 +37,11 @@ class Transcript:
 
     def __init__(self, run_id: str, *, max_bytes: int = 1_048_576) -> None:
         self._run_id = run_id
-        self._room = max_bytes
+        self._max_bytes = max_bytes
+        self._clear()
+
+    def _clear(self) -> None:
+        self._room = self._max_bytes
         self._messages: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, list[str]] = {}
         self._reasoning: list[str] = []
@@ -67,6 +72,8 @@ class Transcript:
             try:
                 if type_ == "RunContent" or type_ == "TeamRunContent":  # nearly all of a stream
                     self._content(orjson.loads(data))
+                elif type_ == RESTARTED and is_restart(orjson.loads(data)):
+                    self._clear()
                 else:
                     self._other(type_, data)
             except (ValueError, TypeError, RecursionError):

@@ -22,6 +22,10 @@ BENCHMARKS = (
     "fanout",
     "memory",
     "agentos",
+    "postgres",
+    "redis",
+    "backends",
+    "load",
 )
 
 
@@ -29,7 +33,7 @@ def run() -> int:
     """Run what was asked for. Missed gates are shown, not signalled: only a benchmark that breaks is a failure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; without, all")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, about a minute in all")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, about three minutes in all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, versions and figures as JSON")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(BENCHMARKS))

@@ -249,10 +249,18 @@ def ours_sources(config: dict[str, Any]) -> Asgi:
     )
 
 
+def load(config: dict[str, Any]) -> Asgi:
+    """Many paced runs at once."""
+    from benchmarks._load import load
+
+    return load(config)
+
+
 APPS: dict[str, Callable[[dict[str, Any]], Asgi]] = {
     "agentos": agentos,
     "agentos_resumable": agentos_resumable,
     "bare": bare,
+    "load": load,
     "ours": ours,
     "ours_sources": ours_sources,
 }

@@ -114,8 +114,8 @@ class Wrapped:
     async def prune(self, *, finished_before: float) -> int:
         return await self.inner.prune(finished_before=finished_before)
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
-        return await self.inner.expire(lease=lease)
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
+        return await self.inner.expire(lease=lease, serves=serves, patience=patience)
 
     async def now(self) -> float:
         return await self.inner.now()
@@ -306,12 +306,19 @@ class HalfABatchWhenCancelled(Wrapped):
 class ExpiresTwice(Wrapped):
     """Finds what has run out in one step and claims it in another."""
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
         now = await self.now()
         dead = [run for run in await self.inner.list() if run.lease_expires_at and run.lease_expires_at <= now]
         await anyio.lowlevel.checkpoint()
         claimed = [await self.inner.claim(run.run_id, lease=lease) for run in dead if not run.status.finished]
-        return [replace(run, input=None, metadata=None, transcript=None) for run in claimed]
+        return [replace(run, input=None, metadata=None, options=None, transcript=None) for run in claimed]
+
+
+class LeavesNothingToOthers(Wrapped):
+    """Claims what has run out, whoever could run it again."""
+
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
+        return await self.inner.expire(lease=lease)
 
 
 class TakesTheFloorForTheIndex(Wrapped):

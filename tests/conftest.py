@@ -9,6 +9,9 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .postgres_server import postgres as postgres  # a fixture of every test
+from .redis_server import redis_cluster as redis_cluster, redis_server as redis_server
+
 # agno reports each run to its makers' servers unless told not to, and reads this when a component is initialised
 os.environ["AGNO_TELEMETRY"] = "false"
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from agno_resumable.agentos.versions import agno_version
 from agno_resumable.sse import Decoder, Frame
@@ -20,8 +24,14 @@ from .support import PATIENCE, server_thread
 def example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     monkeypatch.setenv("LOG_URL", f"sqlite:///{tmp_path / 'runs.db'}")
     module = importlib.reload(importlib.import_module(f"examples.{name}"))
+    with served(module.app) as client:
+        yield client
+
+
+@contextmanager
+def served(app: Any) -> Iterator[httpx.Client]:
     with (
-        server_thread(module.app) as address,
+        server_thread(app) as address,
         httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client,
     ):
         yield client
@@ -67,6 +77,49 @@ def test_a_callable_of_your_own_is_resumable(tmp_path: Path, monkeypatch: pytest
         assert events[-2:] == ["RunCompleted", "end"]
         run = client.get(f"/answers/runs/{answer.headers['x-run-id']}").json()
         assert (run["status"], run["content"]) == ("COMPLETED", "Forty-two.")
+
+
+def test_prometheus_reads_what_the_log_has_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with example("metrics_prometheus", tmp_path, monkeypatch) as client:
+        answer = client.post("/agents/writer/runs", data={"message": "hello"})
+        events = len(frames(answer.content)) - 1  # the last says that this was the end
+        assert client.get(f"/agents/writer/runs/{'0' * 36}").status_code == 404
+        scraped = client.get("/metrics")
+    assert scraped.headers["content-type"].startswith("text/plain")
+    found = dict(re.findall(r"^(\w+(?:\{.*\})?) (\S+)$", scraped.text, re.MULTILINE))
+    assert float(found['agno_log_events_total{operation="append"}']) == events
+    assert float(found["agno_log_stats_events"]) == events
+    assert float(found['agno_log_bytes_total{operation="append"}']) > 100 * events
+    appends = float(found['agno_log_seconds_count{operation="append"}'])
+    assert 1 <= appends <= events
+    assert float(found["agno_log_stats_appends"]) == appends
+    assert float(found['agno_log_seconds_bucket{le="+Inf",operation="append"}']) == appends
+    assert float(found['agno_log_errors_total{error="RunNotFound",operation="read"}']) == 1
+    assert float(found["agno_readers"]) == 0
+    assert not [name for name in found if name.startswith("agno_log_seconds") and '"wait' in name]
+
+
+def test_opentelemetry_is_told_what_the_log_has_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_URL", f"sqlite:///{tmp_path / 'unused.db'}")
+    make_app = importlib.import_module("examples.metrics_opentelemetry").make_app
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    with served(make_app(f"sqlite:///{tmp_path / 'runs.db'}", provider.get_meter("test"))) as client:
+        events = len(frames(client.post("/agents/writer/runs", data={"message": "hello"}).content)) - 1
+        assert client.get(f"/agents/writer/runs/{'0' * 36}").status_code == 404
+        data = reader.get_metrics_data()
+    provider.shutdown()
+    assert data is not None
+    found: dict[tuple[str, ...], Any] = {}
+    for metric in data.resource_metrics[0].scope_metrics[0].metrics:
+        for point in metric.data.data_points:
+            key = (metric.name, *map(str, (point.attributes or {}).values()))
+            found[key] = point
+    assert found["agno.log.events", "append"].value == events
+    assert found["agno.log.io", "append"].value > 100 * events
+    assert found["agno.log.stats", "events"].value == events
+    assert found["agno.log.duration", "append"].count == found["agno.log.stats", "appends"].value
+    assert found["agno.log.duration", "read", "RunNotFound"].count == 1
 
 
 @pytest.mark.parametrize(

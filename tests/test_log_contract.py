@@ -89,6 +89,7 @@ MUTANTS: dict[type[broken.Wrapped], str] = {
     broken.OverfillsPages: "a_page_stops_before_max_bytes_but_never_before_its_first",
     broken.CancelLosesANeighbour: "a_cancelled_append_costs_nobody_else",
     broken.HalfABatchWhenCancelled: "a_cancelled_append_costs_nobody_else",
+    broken.LeavesNothingToOthers: "what_may_be_run_again_is_left_to_those_who_can",
     broken.ExpiresTwice: "a_lease_that_ran_out_is_claimed_once",
     broken.SharesKeysBetweenOwners: "an_idempotency_key_is_used_once_per_owner",
     broken.ForgetsTheCancelRequest: "no_cancel_request_is_lost",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO
@@ -315,24 +315,36 @@ async def test_a_newer_schema_is_refused_and_left_alone(path: str) -> None:
     before = bytes_beside(path)
     with pytest.raises(SchemaTooNew) as caught:
         await SQLiteEventLog(path).__aenter__()
-    assert (caught.value.found, caught.value.supported) == (99, 2)
+    assert (caught.value.found, caught.value.supported) == (99, 3)
     assert path in str(caught.value)
     assert bytes_beside(path) == before
 
 
+def make_version_2(path: str) -> None:
+    """Turn a file to what the version before restarts has written."""
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            "ALTER TABLE run DROP COLUMN max_attempts;ALTER TABLE payload DROP COLUMN options; PRAGMA user_version = 2;"
+        )
+
+
 def make_version_1(path: str) -> None:
     """Turn a file to what the version before intents has written."""
+    make_version_2(path)
     with closing(sqlite3.connect(path)) as db:
         db.executescript("DROP TABLE intent; DROP TABLE intents; PRAGMA user_version = 1;")
 
 
-async def test_a_file_of_an_older_version_is_brought_up_to_date(path: str) -> None:
+@pytest.mark.parametrize("make_older", [make_version_1, make_version_2])
+async def test_a_file_of_an_older_version_is_brought_up_to_date(path: str, make_older: Callable[[str], None]) -> None:
     async with SQLiteEventLog(path) as log:
         await log.create(NewRun("run"), lease=LEASE)
         await log.append("run", 1, [event("old")])
-    make_version_1(path)
+    make_older(path)
     async with SQLiteEventLog(path) as log:
         assert await labels(log, "run") == ["old"]
+        assert (await log.get("run")).max_attempts == 1
+        assert (await log.create(NewRun("new", max_attempts=2), lease=LEASE)).max_attempts == 2
         await log.intend_cancel("run", ttl=LEASE)
         async with SQLiteEventLog(path) as other:
             assert list((await other.intents()).run_ids) == ["run"]
@@ -623,7 +635,7 @@ def test_no_statement_but_the_whole_list_reads_all_runs(path: str) -> None:
         statements: list[str] = []
         db.set_trace_callback(statements.append)
         ops.create(db, NewRun("run", user_id="ann", idempotency_key="key", input=b"{}"), LEASE)
-        parts = chunks([EncodedEvent("Type", b'{"a":1}')])
+        parts = chunks([EncodedEvent("Type", b'{"a":1}')], 7)
         ops.append(db, "run", 1, parts, 7, None, None, 1_000)
         ops.append(db, "run", 1, parts, 7, RunStatus.RUNNING, b"{}", 1)
         ops.claim(db, "run", LEASE, None)

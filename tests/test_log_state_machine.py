@@ -32,11 +32,15 @@ from hypothesis.stateful import (
 
 from agno_resumable.errors import ResumableError, RunExists, RunFinished, RunNotFound, StaleGeneration
 from agno_resumable.log.memory import MemoryEventLog
+from agno_resumable.log.postgres import PostgresEventLog
 from agno_resumable.log.protocol import EventLog
+from agno_resumable.log.redis import RedisEventLog
 from agno_resumable.log.sqlite import SQLiteEventLog
 from agno_resumable.model import EncodedEvent, Event, NewRun, Run, RunStatus
 
 from . import broken_logs as broken
+from .postgres_server import PostgresServer
+from .redis_server import RedisServer
 
 T = TypeVar("T")
 
@@ -196,8 +200,12 @@ class Model:
             del self.runs[run_id]
         return len(over)
 
-    def expire(self, lease: float) -> list[tuple[str, int]]:
-        dead = [run for run in self.runs.values() if run.lease == SHORT]
+    def expire(self, lease: float, serves: Sequence[str]) -> list[tuple[str, int]]:
+        def is_due(run: Kept) -> bool:
+            served = f"{run.new.family.value}:{run.new.component_id}" in serves
+            return run.lease == SHORT and (served or run.attempts >= run.new.max_attempts)
+
+        dead = [run for run in self.runs.values() if is_due(run)]
         for run in dead:
             run.generation += 1
             run.attempts += 1
@@ -302,7 +310,7 @@ class LogMachine(RuleBasedStateMachine):
     def open(self, owners: tuple[str | None, ...], lease: float) -> None:
         self.enter(self.fresh())
         for run_id, owner in zip(NAMES, owners, strict=True):
-            self.create(0, None, run_id, owner, run_id == NAMES[0], lease)
+            self.create(0, None, run_id, owner, run_id == NAMES[0], lease, 1 + len(run_id) % 3)
 
     def teardown(self) -> None:
         try:
@@ -417,15 +425,28 @@ class LogMachine(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------------------------------- rules: writing
 
-    @rule(via=openings, cut=ticks, run_id=names, owner=st.sampled_from(OWNERS), keyed=st.booleans(), lease=leases)
-    def create(self, via: int, cut: int | None, run_id: str, owner: str | None, keyed: bool, lease: float) -> None:
+    @rule(
+        via=openings,
+        cut=ticks,
+        run_id=names,
+        owner=st.sampled_from(OWNERS),
+        keyed=st.booleans(),
+        lease=leases,
+        most=st.sampled_from((1, 1, 2, 4)),
+    )
+    def create(
+        self, via: int, cut: int | None, run_id: str, owner: str | None, keyed: bool, lease: float, most: int
+    ) -> None:
         new = NewRun(
             run_id,
+            component_id="c" if keyed else None,
             session_id="s" if keyed else None,
             user_id=owner,
             idempotency_key="key" if keyed else None,
             input=b'{"i":1}' if keyed else None,
             metadata=None if keyed else b"{}",
+            options=b'{"o":1}' if most > 1 else None,
+            max_attempts=most,
         )
 
         async def call(log: EventLog) -> object:
@@ -571,7 +592,7 @@ class LogMachine(RuleBasedStateMachine):
             return
         self.do(via, cut, [run_id], lambda log: log.delete(run_id), lambda model: model.delete(run_id))
         if anew:
-            self.create(via, None, run_id, owner, keyed, LONG)
+            self.create(via, None, run_id, owner, keyed, LONG, 1)
 
     @rule(via=openings, cut=ticks)
     def prune(self, via: int, cut: int | None) -> None:
@@ -580,8 +601,8 @@ class LogMachine(RuleBasedStateMachine):
 
         self.do(via, cut, NAMES, call, lambda model: model.prune())
 
-    @rule(via=openings, cut=ticks, lease=leases)
-    def expire(self, via: int, cut: int | None, lease: float) -> None:
+    @rule(via=openings, cut=ticks, lease=leases, serves=st.sampled_from(((), ("agent:c",))))
+    def expire(self, via: int, cut: int | None, lease: float, serves: Sequence[str]) -> None:
         async def over() -> None:
             log = self.logs[0]
             with anyio.fail_after(PATIENCE):
@@ -590,12 +611,12 @@ class LogMachine(RuleBasedStateMachine):
                     await anyio.sleep(SHORT)
 
         async def call(log: EventLog) -> object:
-            found = await log.expire(lease=lease)
-            assert all((run.input, run.metadata, run.transcript) == (None, None, None) for run in found)
+            found = await log.expire(lease=lease, serves=serves, patience=LONG)
+            assert all((run.input, run.metadata, run.options, run.transcript) == (None,) * 4 for run in found)
             return sorted((run.run_id, run.generation) for run in found)
 
         self.portal.call(over)
-        self.do(via, cut, NAMES, call, lambda model: model.expire(lease))
+        self.do(via, cut, NAMES, call, lambda model: model.expire(lease, serves))
 
     # -------------------------------------------------------------------------------------------- rules: reading
 
@@ -777,6 +798,71 @@ class SQLiteMachine(LogMachine):
         self.touched.update(NAMES)
 
 
+class PostgresMachine(LogMachine):
+    """Two openings of one schema; closed and opened again, with another process's words and without."""
+
+    server: ClassVar[PostgresServer]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schema = self.server.schema()
+
+    def fresh(self) -> EventLog:
+        listening = self.serial % 2 == 0
+        return PostgresEventLog(self.server.url, schema=self.schema, listen=listening, poll_interval=0.01)
+
+    @rule()
+    @precondition(lambda self: len(self.logs) == 1)
+    def open_a_second_time(self) -> None:
+        self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+    @rule(often=st.integers(0, 3))
+    def close_and_open(self, often: int) -> None:
+        if often:
+            return
+        self.portal.call(self.compare_all)
+        openings = len(self.logs)
+        self.leave()
+        self.wrote.clear()
+        for _ in range(openings):
+            self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+
+class RedisMachine(LogMachine):
+    """Two openings of one prefix, over one slot or several; closed and opened again."""
+
+    url: ClassVar[str]
+    made: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        RedisMachine.made += 1
+        self.prefix = f"machine-{RedisMachine.made}"
+
+    def fresh(self) -> EventLog:
+        return RedisEventLog(self.url, prefix=self.prefix, partitions=1 + RedisMachine.made % 3, timeout=60.0)
+
+    @rule()
+    @precondition(lambda self: len(self.logs) == 1)
+    def open_a_second_time(self) -> None:
+        self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+    @rule(often=st.integers(0, 3))
+    def close_and_open(self, often: int) -> None:
+        if often:
+            return
+        self.portal.call(self.compare_all)
+        openings = len(self.logs)
+        self.leave()
+        self.wrote.clear()
+        for _ in range(openings):
+            self.enter(self.fresh())
+        self.touched.update(NAMES)
+
+
 def examples(usual: int) -> int:
     """How many sequences to try, as the environment asks."""
     if os.environ.get("AGNO_RESUMABLE_LONG"):
@@ -806,6 +892,16 @@ def test_any_sequence_of_calls_agrees_with_the_model(machine: type[LogMachine], 
     drive(machine, backend, usual=48)
 
 
+def test_any_sequence_of_calls_on_postgres_agrees_with_the_model(postgres: PostgresServer) -> None:
+    PostgresMachine.server = postgres
+    drive(PostgresMachine, "asyncio", usual=16)
+
+
+def test_any_sequence_of_calls_on_redis_agrees_with_the_model(redis_server: RedisServer) -> None:
+    RedisMachine.url = redis_server.url
+    drive(RedisMachine, "asyncio", usual=48)
+
+
 @pytest.mark.parametrize(
     "mutant",
     [
@@ -826,4 +922,4 @@ def test_the_machine_catches_a_log_that(mutant: type[broken.Wrapped]) -> None:
             return mutant()
 
     with pytest.raises(AssertionError):
-        drive(Machine, "asyncio", usual=800, seeded_fault=True)
+        drive(Machine, "asyncio", usual=200, seeded_fault=True)

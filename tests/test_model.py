@@ -18,7 +18,9 @@ from agno_resumable.model import (
     Page,
     Run,
     RunStatus,
+    changed_run,
     check_run_id,
+    make_run,
     parse_cursor,
     render_frames,
 )
@@ -277,3 +279,15 @@ def test_the_values_are_those_of_agno_and_of_the_wire() -> None:
     assert {status.value for status in RunStatus} <= agnos
     assert [family.value for family in Family] == ["agent", "team", "workflow"]
     assert [durability.value for durability in Durability] == ["nothing", "process-crash", "power-loss"]
+
+
+def test_a_run_made_from_values_and_a_changed_one_are_as_the_constructor_makes_them() -> None:
+    made = make_run([getattr(RUN, name) for name in Run.__dataclass_fields__])
+    assert made == RUN
+    assert repr(made) == repr(RUN)
+    assert hash(made) == hash(RUN)
+    changes = {"status": RunStatus.PAUSED, "next_index": 9, "version": 3}
+    assert changed_run(RUN, **changes) == replace(RUN, **changes)  # type: ignore[arg-type]
+    assert made == RUN
+    with pytest.raises(ValueError, match="shorter"):
+        make_run(["run"])

@@ -73,8 +73,8 @@ def resumable_routes(
         max_body_bytes: The largest body of a request, in bytes.
         options: For each ``ResumableStream``: ``lease``, ``retention``, ``drain_grace`` and so on.
     """
-    if isinstance(log, str) and not log.startswith("sqlite"):
-        log = open_log(log)  # memory: one for all of the components
+    if isinstance(log, str) and log.startswith("memory"):
+        log = open_log(log)  # one for all of the components
     routes: list[BaseRoute] = []
     streams: list[ResumableStream] = []
     kinds = (("agents", Family.AGENT, agents), ("teams", Family.TEAM, teams), ("workflows", Family.WORKFLOW, workflows))

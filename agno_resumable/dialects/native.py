@@ -8,6 +8,7 @@ import orjson
 
 from ..model import Batch, Run, render_frames
 from ..reader import Gap
+from ..restart import RESTARTED
 from . import LeaveReason
 
 __all__ = ["Native", "control_frame"]
@@ -41,6 +42,8 @@ class Native:
 
     def wants(self, type_: str) -> bool:
         """Whether an event of this type goes out."""
+        if type_ == RESTARTED:  # what it says concerns all that has been sent, whatever it was
+            return True
         return (self._types is None or type_ in self._types) and type_ not in self._exclude
 
     def opening(self, run: Run, after: int) -> bytes:

@@ -27,9 +27,11 @@ def check_new_run(run: NewRun) -> None:
 
     Raises:
         RunIdInvalid: The run id could not stand in a URL or an SSE field.
-        ValueError: Another name is no valid Unicode.
+        ValueError: Another name is no valid Unicode, or there is no attempt.
     """
     check_run_id(run.run_id)
+    if not 1 <= run.max_attempts <= 1_000_000:
+        raise ValueError(f"max_attempts of run {run.run_id!r} is a number from 1, not {run.max_attempts!r}.")
     for name in ("component_id", "session_id", "user_id", "idempotency_key"):
         value = getattr(run, name)
         if value is not None and not _is_unicode(value):
@@ -81,14 +83,16 @@ def check_events(run_id: str, events: Iterable[EncodedEvent], max_event_bytes: i
     return total
 
 
-def chunks(events: Sequence[EncodedEvent]) -> list[Sequence[EncodedEvent]]:
-    """Cut what one append stores into batches that a page can hold."""
-    if len(events) <= CHUNK_EVENTS and sum([len(data) for _, data in events]) <= CHUNK_BYTES:
+def chunks(
+    events: Sequence[EncodedEvent], total: int, *, most: int = CHUNK_EVENTS, most_bytes: int = CHUNK_BYTES
+) -> list[Sequence[EncodedEvent]]:
+    """Cut what one append stores, ``total`` bytes of JSON, into parts of up to ``most`` events and ``most_bytes``."""
+    if total <= most_bytes and len(events) <= most:
         return [events] if events else []
     parts: list[Sequence[EncodedEvent]] = []
     start = size = 0
     for position, (_, data) in enumerate(events):
-        if position > start and (size + len(data) > CHUNK_BYTES or position - start == CHUNK_EVENTS):
+        if position > start and (size + len(data) > most_bytes or position - start == most):
             parts.append(events[start:position])
             start, size = position, 0
         size += len(data)

@@ -6,6 +6,7 @@ by whoever commits, so that cancelling a caller neither loses nor delays the ope
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -27,18 +28,28 @@ class Operation(Generic[C, T]):
             waits for the outcome any more, and in the order of the operations.
     """
 
-    __slots__ = ("_done", "apply", "committed", "error", "result")
+    __slots__ = ("_settled", "_waiter", "apply", "committed", "error", "result")
 
     def __init__(self, apply: Callable[[C], T], committed: Callable[[T], None] | None = None) -> None:
         self.apply: Callable[[C], T] = apply
         self.committed: Callable[[T], None] | None = committed
         self.result: T
         self.error: BaseException | None = None
-        self._done = anyio.Event()
+        self._settled = False
+        self._waiter: asyncio.Future[None] | anyio.Event | None = None
 
     async def outcome(self) -> T:
-        """Wait for the commit; return the result or raise the error."""
-        await self._done.wait()
+        """Wait for the commit; return the result or raise the error. For the one caller whose operation it is."""
+        if not self._settled:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # trio
+                self._waiter = anyio.Event()
+                await self._waiter.wait()
+            else:
+                # a third of what an anyio.Event costs, and every append pays it
+                self._waiter = loop.create_future()
+                await self._waiter
         if self.error is not None:
             raise self.error
         return self.result
@@ -49,7 +60,12 @@ class Operation(Generic[C, T]):
             if self.error is None and self.committed is not None:
                 self.committed(self.result)
         finally:
-            self._done.set()
+            self._settled = True
+            waiter = self._waiter
+            if isinstance(waiter, anyio.Event):
+                waiter.set()
+            elif waiter is not None and not waiter.done():  # its caller may have been cancelled
+                waiter.set_result(None)
 
 
 class GroupCommit(Generic[C]):

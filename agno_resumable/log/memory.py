@@ -15,9 +15,9 @@ from types import TracebackType
 from typing_extensions import Self
 
 from ..errors import LogClosed, RunExists, RunFinished, RunNotFound, StaleGeneration
-from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
+from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus, changed_run
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
-from .hot import take
+from .hot import batches_of, take
 from .protocol import Claim
 from .signals import Signals
 
@@ -27,7 +27,7 @@ __all__ = ["MemoryEventLog"]
 class _Stored:
     __slots__ = ("batches", "heavy", "run", "size")
 
-    def __init__(self, run: Run, heavy: tuple[bytes | None, bytes | None]) -> None:
+    def __init__(self, run: Run, heavy: tuple[bytes | None, bytes | None, bytes | None]) -> None:
         self.run = run
         self.heavy = heavy  # input and metadata
         self.batches: list[Batch] = []
@@ -69,6 +69,7 @@ class MemoryEventLog:
         if self._open:
             raise LogClosed("This log is open already: enter it once and share it.")
         self._open = True
+        self._commits = self._appends = self._events = 0  # `stats()` counts since the opening
         return self
 
     async def __aexit__(
@@ -125,8 +126,9 @@ class MemoryEventLog:
             created_at=now,
             updated_at=now,
             lease_expires_at=now + lease,
+            max_attempts=run.max_attempts,
         )
-        self._runs[run.run_id] = _Stored(created, (run.input, run.metadata))
+        self._runs[run.run_id] = _Stored(created, (run.input, run.metadata, run.options))
         self._commits += 1
         self._changed.set(run.run_id)
         return self._whole(run.run_id)
@@ -187,16 +189,13 @@ class MemoryEventLog:
             return run.next_index
         now = time.time()
         if events:
-            first = run.next_index
-            for part in chunks(tuple(events)):
-                stored.batches.append(Batch(run_id, first, part))
-                first += len(part)
+            stored.batches += batches_of(run_id, run.next_index, chunks(tuple(events), size), size)
             stored.size += size
         if transcript is not None:
             self._transcripts[run_id] = transcript
         rests = status is not None and not status.active
         self._put(
-            replace(
+            changed_run(
                 run,
                 status=status or run.status,
                 next_index=run.next_index + len(events),
@@ -316,14 +315,18 @@ class MemoryEventLog:
         self._sweep_intents()
         return len(old)
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
         self._check_open()
         now = time.time()
-        dead = [
-            stored.run
-            for stored in self._runs.values()
-            if stored.run.lease_expires_at is not None and stored.run.lease_expires_at <= now
-        ]
+
+        def is_due(run: Run) -> bool:
+            if run.lease_expires_at is None or run.lease_expires_at > now:
+                return False
+            if run.attempts >= run.max_attempts or run.lease_expires_at <= now - patience:
+                return True
+            return run.component_id is not None and f"{run.family.value}:{run.component_id}" in serves
+
+        dead = [stored.run for stored in self._runs.values() if is_due(stored.run)]
         return [self._take_over(run, run.generation + 1, lease) for run in dead]
 
     def _check_open(self) -> None:
@@ -338,8 +341,9 @@ class MemoryEventLog:
 
     def _whole(self, run_id: str) -> Run:
         stored = self._find(run_id)
-        input_, metadata = stored.heavy
-        return replace(stored.run, input=input_, metadata=metadata, transcript=self._transcripts.get(run_id))
+        input_, metadata, options = stored.heavy
+        transcript = self._transcripts.get(run_id)
+        return replace(stored.run, input=input_, metadata=metadata, options=options, transcript=transcript)
 
     def _cancel_requested(self, run_id: str) -> bool:
         stored = self._runs.get(run_id)

@@ -21,12 +21,19 @@ def open_log(url: str) -> EventLog:
     ``sqlite:///runs.db``                     a file beside the working directory
     ``sqlite:////var/lib/app/runs.db``        a file by its absolute path
     ``sqlite:///runs.db?synchronous=normal``  faster commits; a power cut may take the newest events
+    ``redis://user:password@host:6379/0``     Redis or Valkey; ``rediss://`` with TLS, ``redis+unix:///path``
+    ``redis+sentinel://host,host/service/0``  the master that Sentinel names
+    ``redis+cluster://host:6379,host:6379``   a Redis Cluster
+    ``postgresql://user@host/database``       a PostgreSQL; SQLAlchemy's ``postgresql+driver://`` is the same
     ========================================  =====================================================================
 
     Raises:
         UnsupportedLogURL: No backend answers to this URL; the message says which do. Passwords are not repeated.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UnsupportedLogURL("This is no URL: its brackets do not match.") from None
     scheme = parts.scheme.partition("+")[0]
     options = dict(parse_qsl(parts.query))
     if scheme == "memory":
@@ -48,4 +55,15 @@ def open_log(url: str) -> EventLog:
         from .sqlite import SQLiteEventLog
 
         return SQLiteEventLog(path, synchronous=synchronous)
-    raise UnsupportedLogURL(f"No log answers to {scheme or 'an empty scheme'}: use 'memory:' or 'sqlite:///path'.")
+    if scheme in ("postgres", "postgresql"):
+        from .postgres import PostgresEventLog
+
+        return PostgresEventLog(url)
+    if scheme in ("redis", "rediss", "valkey", "valkeys"):
+        from .redis import RedisEventLog
+
+        return RedisEventLog(url)
+    raise UnsupportedLogURL(
+        f"No log answers to {scheme or 'an empty scheme'}: use 'memory:', 'sqlite:///path', "
+        "'postgresql://host/database' or 'redis://host'."
+    )

@@ -236,11 +236,15 @@ class EventLog(Protocol):
         """
         ...
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
         """Claim every active run whose lease ran out, so that the caller finishes it; each goes to one caller only.
 
         The runs come back at their raised generation, held for ``lease`` seconds; if the caller dies too, they
-        expire again. They come without ``input``, ``metadata`` and ``transcript``.
+        expire again. They come without ``input``, ``metadata``, ``options`` and ``transcript``.
+
+        A run that has had fewer attempts than its ``max_attempts`` may be run again. For ``patience`` seconds from
+        the end of its lease it is left to those who can do that: to callers whose ``serves`` names its component, as
+        ``"<family>:<component_id>"``.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Waking those who wait for a run: one shared event per run and kind, made when somebody waits."""
+"""Waking those who wait for a run."""
 
 from __future__ import annotations
 
@@ -10,40 +10,34 @@ import anyio
 
 __all__ = ["Signals", "loop_caller"]
 
-
-class _Signal:
-    __slots__ = ("event", "waiters")
-
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-        self.waiters = 0
+# The longest that an event loop is asked to wait; a wait may end early.
+_LONGEST = 86_400.0
 
 
 class Signals:
     """Waiters by key. ``set`` wakes all that wait at that moment; whoever comes later waits for the next."""
 
     def __init__(self) -> None:
-        self._signals: dict[str, _Signal] = {}
+        self._waiting: dict[str, dict[object, Callable[[], None]]] = {}
 
     @property
     def waiters(self) -> int:
         """How many tasks wait at this moment."""
-        return sum(signal.waiters for signal in self._signals.values())
+        return sum(map(len, self._waiting.values()))
 
     @property
     def keys(self) -> Collection[str]:
         """What somebody waits for."""
-        return self._signals.keys()
+        return self._waiting.keys()
 
     def set(self, key: str) -> None:
         """Wake all that wait for ``key``."""
-        signal = self._signals.pop(key, None)
-        if signal is not None:
-            signal.event.set()
+        for wake in self._waiting.pop(key, {}).values():
+            wake()
 
     def set_all(self) -> None:
         """Wake everybody: the log closes."""
-        for key in list(self._signals):
+        for key in list(self._waiting):
             self.set(key)
 
     async def wait(self, key: str, timeout: float, registered: Callable[[], object] | None = None) -> None:
@@ -51,19 +45,44 @@ class Signals:
 
         ``registered`` is called behind it: another thread that it wakes finds the waiter.
         """
-        signal = self._signals.get(key)
-        if signal is None:
-            signal = self._signals[key] = _Signal()
-        signal.waiters += 1
-        if registered is not None:
-            registered()
         try:
-            with anyio.move_on_after(timeout):
-                await signal.event.wait()
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio
+            await self._wait_anywhere(key, timeout, registered)
+            return
+        # A future and a timer, for a third of what an event in a cancel scope costs: each event costs each of its
+        # readers one of them
+        waiter = loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():  # by the other, or cancelled with its task
+                waiter.set_result(None)
+
+        self._waiting.setdefault(key, {})[waiter] = wake
+        timer = loop.call_later(min(timeout, _LONGEST), wake)
+        try:
+            if registered is not None:
+                registered()
+            await waiter
         finally:
-            signal.waiters -= 1
-            if not signal.waiters and self._signals.get(key) is signal:
-                del self._signals[key]
+            timer.cancel()
+            self._leave(key, waiter)
+
+    async def _wait_anywhere(self, key: str, timeout: float, registered: Callable[[], object] | None) -> None:
+        waiter = anyio.Event()
+        self._waiting.setdefault(key, {})[waiter] = waiter.set
+        try:
+            if registered is not None:
+                registered()
+            with anyio.move_on_after(timeout):
+                await waiter.wait()
+        finally:
+            self._leave(key, waiter)
+
+    def _leave(self, key: str, waiter: object) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is not None and waiting.pop(waiter, None) is not None and not waiting:
+            del self._waiting[key]
 
 
 def loop_caller() -> Callable[[Callable[[], object]], None]:

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing_extensions import Self
 
 from ..errors import LogClosed, RunNotFound
-from ..model import Batch, Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
+from ..model import Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 from . import sqlite_ops as ops
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
-from .hot import take
+from .hot import batches_of, take
 from .protocol import Claim
 from .sqlite_file import SQLiteFile
 
@@ -93,6 +93,7 @@ class SQLiteEventLog:
         file = self._make_file()
         await file.open()
         self._opened = file
+        self._appends = self._events = 0  # `stats()` counts since the opening
         return self
 
     async def __aexit__(
@@ -143,17 +144,12 @@ class SQLiteEventLog:
     ) -> int:
         file = self._file
         size = check_events(run_id, events, self._max_event_bytes)
-        parts = chunks(events)
+        parts = chunks(events, size)
 
         def committed(appended: ops.Appended) -> None:
-            batches = []
-            first = appended.first
-            for part in parts:
-                batches.append(Batch(run_id, first, part))
-                first += len(part)
             self._appends += 1
             self._events += len(events)
-            file.watch.committed(appended.run, batches)
+            file.watch.committed(appended.run, batches_of(run_id, appended.first, parts, size))
 
         appended = await file.write(
             lambda db: ops.append(db, run_id, generation, parts, size, status, transcript, self._max_run_bytes),
@@ -190,8 +186,10 @@ class SQLiteEventLog:
             if len(removed) < _PRUNE_STEP:
                 return pruned
 
-    async def expire(self, *, lease: float) -> Sequence[Run]:
-        return await self._file.write(lambda db: ops.expire(db, lease), self._file.watch.all_committed)
+    async def expire(self, *, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> Sequence[Run]:
+        return await self._file.write(
+            lambda db: ops.expire(db, lease, serves, patience), self._file.watch.all_committed
+        )
 
     # ---------------------------------------------------------------- reads
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..errors import RunExists, RunFinished, RunNotFound, StaleGeneration
 from ..model import Batch, EncodedEvent, Intents, NewRun, Run, RunStatus
 from .protocol import Claim
-from .sqlite_schema import RUN_COLUMNS, pack, run_from_row, unpack
+from .rows import RUN_COLUMNS, batch_behind, pack, run_from_row
 
 _FINISHED = "('COMPLETED', 'ERROR', 'CANCELLED')"
 
@@ -51,7 +51,8 @@ def create(db: sqlite3.Connection, run: NewRun, lease: float) -> Run:
     now = time.time()
     ((id_, *row),) = db.execute(
         "INSERT INTO run (run_id, family, component_id, session_id, user_id, idempotency_key, status, created_at, "
-        f"updated_at, lease_expires_at) VALUES (?, ?, ?, ?, ?, ?, 'PENDING', ?, ?, ?) RETURNING id, {RUN_COLUMNS}",
+        "updated_at, lease_expires_at, max_attempts) VALUES (?, ?, ?, ?, ?, ?, 'PENDING', ?, ?, ?, ?) "
+        f"RETURNING id, {RUN_COLUMNS}",
         (
             run.run_id,
             run.family.value,
@@ -62,21 +63,24 @@ def create(db: sqlite3.Connection, run: NewRun, lease: float) -> Run:
             now,
             now,
             now + lease,
+            run.max_attempts,
         ),
     ).fetchall()
-    if run.input is not None or run.metadata is not None:
-        db.execute("INSERT INTO payload (id, input, metadata) VALUES (?, ?, ?)", (id_, run.input, run.metadata))
-    return run_from_row(row, (run.input, run.metadata, None))
+    heavy = (run.input, run.metadata, run.options)
+    if heavy != (None, None, None):
+        db.execute("INSERT INTO payload (id, input, metadata, options) VALUES (?, ?, ?, ?)", (id_, *heavy))
+    return run_from_row(row, (*heavy, None))
 
 
 def get(db: sqlite3.Connection, run_id: str) -> Run:
     row = db.execute(
-        f"SELECT input, metadata, transcript, {RUN_COLUMNS} FROM run LEFT JOIN payload USING (id) WHERE run_id = ?",
+        f"SELECT input, metadata, options, transcript, {RUN_COLUMNS} FROM run LEFT JOIN payload USING (id) "
+        "WHERE run_id = ?",
         (run_id,),
     ).fetchone()
     if row is None:
         raise RunNotFound(run_id)
-    return run_from_row(row[3:], row[:3])
+    return run_from_row(row[4:], row[:4])
 
 
 def claim(
@@ -203,7 +207,7 @@ def read(db: sqlite3.Connection, run_id: str, after: int, limit: int, max_bytes:
                 "ORDER BY last_index",
                 (row[0], after),
             ):
-                batches.append(Batch(run_id, first, unpack(blob)))
+                batches.append(batch_behind(run_id, first, blob, after))
                 size += chunk_size
                 if size >= max_bytes or last - after >= limit:
                     break
@@ -335,11 +339,12 @@ def _remove(db: sqlite3.Connection, rows: Sequence[tuple[int, str]]) -> list[str
     return [run_id for _, run_id in rows]
 
 
-def expire(db: sqlite3.Connection, lease: float) -> list[Run]:
+def expire(db: sqlite3.Connection, lease: float, serves: Sequence[str] = (), patience: float = 0.0) -> list[Run]:
     now = time.time()
     rows = db.execute(
         "UPDATE run SET generation = generation + 1, attempts = attempts + 1, version = version + 1, updated_at = ?, "
-        f"lease_expires_at = ? WHERE lease_expires_at <= ? RETURNING {RUN_COLUMNS}",
-        (now, now + lease, now),
+        "lease_expires_at = ? WHERE lease_expires_at <= ? AND (attempts >= max_attempts OR lease_expires_at <= ? OR "
+        f"family || ':' || component_id IN (SELECT value FROM json_each(?))) RETURNING {RUN_COLUMNS}",
+        (now, now + lease, now, now - patience, json.dumps(list(serves))),
     ).fetchall()
     return [run_from_row(row) for row in rows]

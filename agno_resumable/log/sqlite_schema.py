@@ -1,18 +1,15 @@
-"""The SQLite log's file: connections, schema, and how events lie in it."""
+"""The SQLite log's file: connections and schema."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from typing import Any
 
 from ..errors import LogUnavailable, ResumableError, SchemaTooNew
-from ..model import EncodedEvent, Family, Run, RunStatus
 
-__all__ = ["RUN_COLUMNS", "connect", "pack", "run_from_row", "set_up", "unpack"]
+__all__ = ["connect", "set_up"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x61677275  # "agru", so that nothing else's database is taken for ours
 MINIMUM_SQLITE = (3, 38, 0)  # RETURNING came with 3.35, JSON functions by default with 3.38
 
@@ -64,33 +61,14 @@ CREATE TABLE intents (version INTEGER NOT NULL);
 INSERT INTO intents (version) VALUES (0);
 """
 
+_VERSION_3 = """
+ALTER TABLE run ADD COLUMN max_attempts INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE payload ADD COLUMN options BLOB;
+"""
+
 # Each step leads from the version before it. A process of an older version that has the file open goes on as before:
 # a step may add, and never change what is there.
-_STEPS = (_VERSION_1, _VERSION_2)
-
-RUN_COLUMNS = (
-    "run_id, family, component_id, session_id, user_id, idempotency_key, status, first_index, next_index, generation, "
-    "attempts, version, created_at, updated_at, finished_at, lease_expires_at, cancel_requested_at"
-)
-
-
-def run_from_row(row: Sequence[object], heavy: Sequence[bytes | None] = (None, None, None)) -> Run:
-    """A run from ``RUN_COLUMNS``, and from its input, metadata and transcript."""
-    run_id, family, component_id, session_id, user_id, key, status, *rest = row
-    owner = (run_id, Family(family), component_id, session_id, user_id, key)
-    fields: Any = (*owner, heavy[0], heavy[1], RunStatus(status), *rest, heavy[2])
-    return Run(*fields)
-
-
-def pack(events: Sequence[EncodedEvent]) -> bytes:
-    """Events as alternating lines; neither a type nor strict JSON holds a line feed."""
-    return b"\n".join([line for type_, data in events for line in (type_.encode(), data)])
-
-
-def unpack(blob: bytes) -> list[EncodedEvent]:
-    """The reverse of ``pack``."""
-    lines = blob.split(b"\n")
-    return list(map(EncodedEvent, map(bytes.decode, lines[0::2]), lines[1::2]))
+_STEPS = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def connect(path: str, *, synchronous: str, timeout: float, read_only: bool = False) -> sqlite3.Connection:

@@ -48,6 +48,14 @@ class Watch:
         """The runs that somebody waits for. ``looked_at`` says that the look has succeeded."""
         return list({*self._seen, *self._cancelled.keys, *self._unsure})
 
+    def doubted(self) -> list[str]:
+        """Those of the runs that are ``due`` for which ``unsure`` says so."""
+        return list({*self._unsure})
+
+    def concerns(self, run_id: str) -> bool:
+        """Whether a commit of another process to this run concerns anybody."""
+        return run_id in self.hot or run_id in self._seen or run_id in self._cancelled.keys
+
     def looked_at(self, names: Sequence[str]) -> None:
         """These runs were looked at, so that they are unsure no more; in the thread that looks."""
         found = set(names)
@@ -66,8 +74,8 @@ class Watch:
 
     def committed(self, run: Run, batches: Sequence[Batch] = ()) -> None:
         """This process has committed this state of the run, and with it these events; in the order of commits."""
-        if run.input is not None or run.metadata is not None or run.transcript is not None:
-            run = replace(run, input=None, metadata=None, transcript=None)  # a page comes without them
+        if (run.input, run.metadata, run.options, run.transcript) != (None, None, None, None):
+            run = replace(run, input=None, metadata=None, options=None, transcript=None)  # a page comes without them
         self.hot.publish(run, batches)
         self.saw(run)
 

@@ -10,7 +10,7 @@ import anyio
 
 from ..errors import RunFinished, StaleGeneration
 from ..log.protocol import EventLog
-from ..model import NewRun, Run, RunStatus
+from ..model import Family, NewRun, Run, RunStatus
 from .contract import LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start
 
 __all__: list[str] = []
@@ -238,7 +238,7 @@ async def a_lease_that_ran_out_is_claimed_once(bench: Bench) -> None:
         stored = await log.get(run.run_id)
         same("generation, attempts and version", (run.generation, run.attempts, run.version), (2, 2, stored.version))
         same("the status of an expired run", run.status, RunStatus.RUNNING if run.next_index else RunStatus.PENDING)
-        same("input and metadata", (run.input, run.metadata), (None, None))
+        same("input, metadata and options", (run.input, run.metadata, run.options), (None, None, None))
         expect(lease_of(run) >= began + LEASE - 0.01, f"held until {run.lease_expires_at}, expired at {began}")
         await refusal("append of the old producer", log.append(run.run_id, 1, [event("old")]), StaleGeneration)
         await log.append(run.run_id, 2, [event("error")], status=RunStatus.ERROR)
@@ -257,6 +257,33 @@ async def what_nobody_finished_expires_again(bench: Bench) -> None:
                 found = list(await log.expire(lease=0.02))
                 await anyio.sleep(0.005)
         same("the expired run", [(run.run_id, run.generation) for run in found], [("run", generation)])
+
+
+@clause()
+async def what_may_be_run_again_is_left_to_those_who_can(bench: Bench) -> None:
+    """expire: for `patience` seconds a run with attempts left goes only to a caller that serves its component."""
+    log = bench.log
+    served = [f"served-{number}" for number in range(300)]  # more than a backend looks at in one step
+    for name in served:
+        await log.create(NewRun(name, Family.TEAM, "writers", max_attempts=2, options=b'{"o":1}'), lease=0.02)
+    await log.create(NewRun("nameless", max_attempts=2), lease=0.02)
+    await log.create(NewRun("once", Family.TEAM, "writers"), lease=0.02)
+    whole = await log.get("served-0")
+    same("max_attempts and options", (whole.max_attempts, whole.options), (2, b'{"o":1}'))
+    last = await log.create(NewRun("others", Family.AGENT, "writers", max_attempts=3), lease=0.02)
+    await bench.until("the leases to run out", past(log, lease_of(last)))
+    for serves in ([], ["team:readers", "agent:", "agent:None", "writers"]):
+        found = await log.expire(lease=LEASE, serves=serves, patience=LEASE)
+        same(f"what goes to who serves {serves}", [run.run_id for run in found], ["once"] if not serves else [])
+    found = await log.expire(lease=0.02, serves=["agent:readers", "team:writers"], patience=LEASE)
+    same("what goes to who can run it again", sorted(run.run_id for run in found), sorted(served))
+    same("what it carries", {(run.attempts, run.max_attempts, run.options) for run in found}, {(2, 2, None)})
+    ends = max(map(lease_of, found))
+    await bench.until("the leases to run out", past(log, ends))
+    found = await log.expire(lease=LEASE, patience=LEASE)
+    same("what has no attempt left", sorted(run.run_id for run in found), sorted(served))
+    found = await log.expire(lease=LEASE, patience=0.01)
+    same("what nobody has come for", sorted(run.run_id for run in found), ["nameless", "others"])
 
 
 @clause()

@@ -66,6 +66,7 @@ class Settings:
         options: Further arguments of ``make_resumable``.
         log_options: Arguments of ``SQLiteEventLog``, in the place of ``log``.
         grace: Seconds that AgentOS gives its background runs at its end, in the place of its own 30.
+        database: The URL of a PostgreSQL for AgentOS, in the place of a SQLite file; then the log is there too.
     """
 
     directory: str
@@ -75,6 +76,7 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     log_options: Mapping[str, Any] = field(default_factory=dict)
     grace: float | None = None
+    database: str | None = None
 
     @property
     def log_path(self) -> Path:
@@ -206,7 +208,11 @@ def _sign(step_input: StepInput) -> StepOutput:
 
 def make_agent_os(settings: Settings, base_app: FastAPI | None = None) -> AgentOS:
     """AgentOS with an agent, a team with a member, and a workflow of an agent's step and a function's."""
-    db = SqliteDb(db_file=str(Path(settings.directory, "agentos.db")))
+    db: Any = SqliteDb(db_file=str(Path(settings.directory, "agentos.db")))
+    if settings.database:
+        from agno.db.postgres import PostgresDb
+
+        db = PostgresDb(db_url=settings.database)
     model = ScriptedModel(script=_script)
     tools: list[Any] = [add, launch]
     agent = Agent(id="talker", name="Talker", model=model, tools=tools, db=db, telemetry=False)
@@ -268,6 +274,9 @@ def make_app() -> ASGIApp:
     from agno_resumable import SQLiteEventLog
     from agno_resumable.agentos import make_resumable
 
+    if settings.database:
+        beside: ASGIApp = make_resumable(agent_os, **settings.options)
+        return beside
     log = SQLiteEventLog(settings.log_path, **settings.log_options) if settings.log_options else None
     resumable: ASGIApp = make_resumable(
         agent_os, log=log or settings.log or f"sqlite:///{settings.log_path}", **settings.options

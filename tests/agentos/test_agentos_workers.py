@@ -1,4 +1,4 @@
-"""Two processes of AgentOS on one SQLite file: any of them resumes and cancels what any other runs."""
+"""Two processes of AgentOS on one SQLite file, or one PostgreSQL: any resumes and cancels what any other runs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["two-ports", "one-port"])
+@pytest.fixture(params=["two-ports", "one-port", "postgres"])
 async def ports(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Sequence[int]]:
     """Two processes: each with a port of its own, or two workers of one uvicorn."""
     settings = Settings(str(tmp_path))
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres").database()
+        settings = Settings(str(tmp_path), database=url.replace("postgresql:", "postgresql+psycopg:", 1))
     async with AsyncExitStack() as stack:
-        if request.param == "two-ports":
+        if request.param != "one-port":
             servers = [Server(settings) for _ in range(2)]  # both begin to start
             for server in servers:
                 await stack.enter_async_context(server)
