@@ -6,8 +6,8 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -117,22 +117,49 @@ def is_alive(conn: Connection) -> bool:
         return False
 
 
-@contextmanager
-def patience(conn: Connection, seconds: float) -> Iterator[None]:
+class _Use:
+    """A connection of ``OwnConnections``, taken and given back. A class, as a generator for each statement costs more
+    than what is done here.
+    """
+
+    __slots__ = ("_conn", "_connections", "_timer")
+
+    def __init__(self, connections: OwnConnections) -> None:
+        self._connections = connections
+        self._conn: Connection
+        self._timer: patience
+
+    async def __aenter__(self) -> Connection:
+        self._conn = conn = await self._connections.take()
+        self._timer = patience(conn, self._connections.timeout)
+        return conn
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.__exit__()
+        await self._connections.give_back(self._conn)
+
+
+class patience:  # noqa: N801 - read as a function
     """Cut the connection if the body takes longer: a server that stands still would be waited for without an end.
 
     Cancelling the statement would not do, as psycopg waits for the server's answer to that.
     """
 
-    def cut() -> None:
-        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as handle:
-            handle.shutdown(socket.SHUT_RDWR)
+    __slots__ = ("_timer",)
 
-    timer = asyncio.get_running_loop().call_later(seconds, cut)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def __init__(self, conn: Connection, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, _cut, conn)
+
+    def __enter__(self) -> None:
+        """The time has begun already."""
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+def _cut(conn: Connection) -> None:
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as handle:
+        handle.shutdown(socket.SHUT_RDWR)
 
 
 async def discard(conn: Connection) -> None:
@@ -151,35 +178,44 @@ class OwnConnections:
     """
 
     def __init__(self, connect: Connector, *, limit: int, timeout: float) -> None:
+        self.timeout: float = timeout
         self._connect = connect
-        self._timeout = timeout
         self._limit = anyio.Semaphore(limit, fast_acquire=True)
         self._idle: list[Connection] = []
         self._answered = False
         self._closed = False
 
-    @asynccontextmanager
-    async def use(self) -> AsyncIterator[Connection]:
-        async with self._limit:
-            conn = await self._take()
-            try:
-                with patience(conn, self._timeout):
-                    yield conn
-            finally:
-                if self._closed or conn.closed or conn.pgconn.transaction_status != TransactionStatus.IDLE:
-                    await discard(conn)
-                else:
-                    self._idle.append(conn)
+    def use(self) -> AbstractAsyncContextManager[Connection]:
+        return _Use(self)
 
-    async def _take(self) -> Connection:
-        while self._idle:
-            conn = self._idle.pop()
-            if is_alive(conn):
-                return conn
-            await discard(conn)
-        conn = await self._make()
-        register(conn)
+    async def take(self) -> Connection:
+        """See ``use``; to be given back."""
+        try:
+            self._limit.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._limit.acquire()
+        try:
+            while self._idle:
+                conn = self._idle.pop()
+                if is_alive(conn):
+                    return conn
+                await discard(conn)
+            conn = await self._make()
+            register(conn)
+        except BaseException:
+            self._limit.release()
+            raise
         return conn
+
+    async def give_back(self, conn: Connection) -> None:
+        """What ``take`` gave."""
+        try:
+            if self._closed or conn.closed or conn.pgconn.transaction_status != TransactionStatus.IDLE:
+                await discard(conn)
+            else:
+                self._idle.append(conn)
+        finally:
+            self._limit.release()
 
     async def _make(self) -> Connection:
         # A server that was there and is started again is waited for: nothing has been sent, and nothing can be doubtful

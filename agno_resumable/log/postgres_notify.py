@@ -6,8 +6,10 @@ connection of its own, for all that has changed since the last one.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import anyio
 import psycopg
@@ -50,8 +52,7 @@ def payloads(words: Iterable[str]) -> list[str]:
 
 
 async def _run(conn: Connection, statement: str, parameters: Sequence[object] = ()) -> None:
-    # to its end: psycopg would ask the server to cancel what is over in a moment anyway
-    with anyio.CancelScope(shield=True), patience(conn, _STATEMENT):
+    with patience(conn, _STATEMENT):
         await fetch(conn, statement, parameters)
 
 
@@ -61,16 +62,19 @@ class Notifier:
     Args:
         connect: Opens its connection.
         channel: What others listen to.
+        busy: See ``Tasks``: a statement is done to its end, as psycopg would ask the server to cancel what is over in a
+            moment anyway.
     """
 
-    def __init__(self, connect: Connector, channel: str) -> None:
+    def __init__(self, connect: Connector, channel: str, busy: Callable[[], AbstractContextManager[None]]) -> None:
         self.pid: int | None = None
         """The server process of its connection, by which a listener knows its own process's words."""
         self._connect = connect
         self._channel = channel
+        self._busy = busy
         self._words: dict[str, None] = {}
-        self._more = anyio.Event()
-        self._idle = anyio.Event()
+        self._more = asyncio.Event()
+        self._idle = asyncio.Event()
         self._idle.set()
         self._failing = False
 
@@ -78,8 +82,7 @@ class Notifier:
         """Say these words with the next notification."""
         if not self._words:
             self._more.set()
-            if self._idle.is_set():
-                self._idle = anyio.Event()
+            self._idle.clear()
         if len(self._words) > 2_000:  # nobody takes them at this moment, and there will be too many to name
             self._words = {EVERYTHING: None}
         else:
@@ -98,17 +101,18 @@ class Notifier:
             while True:
                 if not self._words:
                     self._idle.set()
-                    self._more = anyio.Event()
+                    self._more.clear()
                     await self._more.wait()
                 words, self._words = self._words, {}
                 try:
-                    if conn is None:
-                        conn = await self._connect()
-                        # what is told is stored already: nothing of this has to be on a disk
-                        await _run(conn, "SET synchronous_commit = off")
-                        self.pid = conn.info.backend_pid
-                    for payload in payloads(words):
-                        await _run(conn, "SELECT pg_notify(%s, %s)", (self._channel, payload))
+                    with self._busy():
+                        if conn is None:
+                            conn = await self._connect()
+                            # what is told is stored already: nothing of this has to be on a disk
+                            await _run(conn, "SET synchronous_commit = off")
+                            self.pid = conn.info.backend_pid
+                        for payload in payloads(words):
+                            await _run(conn, "SELECT pg_notify(%s, %s)", (self._channel, payload))
                     delay = _RETRY[0]
                     self._failing = False
                     await anyio.sleep(_CROWDED_PACE if len(words) > _CROWD else _PACE)
@@ -165,7 +169,8 @@ class Listener:
             conn: Connection | None = None
             try:
                 conn = await self._connect()
-                await _run(conn, f'LISTEN "{self._channel}"')
+                with anyio.CancelScope(shield=True):
+                    await _run(conn, f'LISTEN "{self._channel}"')
                 self.is_listening = True
                 self._found()
                 delay = _RETRY[0]

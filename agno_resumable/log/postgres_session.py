@@ -80,7 +80,7 @@ class PostgresSession:
         self._listener: Listener | None = None
         if connect is not None:
             channel = statements.names.channel
-            self._notifier = Notifier(connect, channel)
+            self._notifier = Notifier(connect, channel, self._tasks.busy)
             self._listener = Listener(
                 connect, channel, self._notifier, heard=self.follower.heard, found=self.follower.found
             )
@@ -262,12 +262,13 @@ class PostgresSession:
             LogUnavailable: The database did not answer.
         """
         for fresh in (False, True):
-            async with self._tasks.busy(), self._readers.use() as db:
-                try:
-                    return await again(lambda: job(db))
-                except psycopg.Error as error:
-                    if fresh or not db.closed:
-                        raise unavailable(error) from error
+            with self._tasks.busy():
+                async with self._readers.use() as db:
+                    try:
+                        return await again(lambda: job(db))
+                    except psycopg.Error as error:
+                        if fresh or not db.closed:
+                            raise unavailable(error) from error
             # the connection was cut under a read, which may be done again
         raise AssertionError("unreachable")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import anyio
@@ -23,6 +23,19 @@ logger: logging.Logger = logging.getLogger("agno_resumable.log.postgres")
 
 # How long jobs that are under way when the log closes may take to end by themselves, in seconds.
 _LAST_WORDS = 2.0
+
+
+class _Busy:
+    __slots__ = ("_tasks",)
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+
+    def __enter__(self) -> None:
+        self._tasks.begun()
+
+    def __exit__(self, *_: object) -> None:
+        self._tasks.ended()
 
 
 class Tasks:
@@ -92,17 +105,22 @@ class Tasks:
         """
         if self.closed:
             raise LogClosed
-        self._jobs += 1
+        self.begun()
         self._group.start_soon(self._own, job, False)
 
-    @asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
+    def busy(self) -> AbstractContextManager[None]:
         """What a loop does in here is a job."""
+        return _Busy(self)
+
+    def begun(self) -> None:
+        """A job has begun."""
         self._jobs += 1
-        try:
-            yield
-        finally:
-            self._ended()
+
+    def ended(self) -> None:
+        """A job has ended."""
+        self._jobs -= 1
+        if not self._jobs:
+            self._quiet.set()
 
     async def run(self, job: Callable[[], Awaitable[T]]) -> T:
         """Run ``job`` and give what it gives, or raise what it raises; it goes on if the caller is cancelled."""
@@ -125,6 +143,8 @@ class Tasks:
         return result
 
     async def _own(self, job: Job, endless: bool) -> None:
+        if endless and self.closed:
+            return  # before its first step: there was no scope yet that could be cancelled
         with anyio.CancelScope(shield=True) as scope:
             self._scopes.add(scope)
             try:
@@ -140,9 +160,4 @@ class Tasks:
             finally:
                 self._scopes.discard(scope)
                 if not endless:
-                    self._ended()
-
-    def _ended(self) -> None:
-        self._jobs -= 1
-        if not self._jobs:
-            self._quiet.set()
+                    self.ended()
