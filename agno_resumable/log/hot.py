@@ -65,13 +65,14 @@ def batches_of(run_id: str, first: int, parts: Sequence[Sequence[EncodedEvent]],
 
 
 class _Tail:
-    __slots__ = ("batches", "epoch", "run", "size")
+    __slots__ = ("batches", "epoch", "own", "run", "size")
 
     def __init__(self, run: Run, epoch: int) -> None:
         self.run = run
         self.batches: list[Batch] = []
         self.size: int = 0
         self.epoch = epoch
+        self.own: bool = False  # whether the run's newest state is a commit of this process
 
 
 class HotTail:
@@ -132,11 +133,12 @@ class HotTail:
         if run.generation != tail.run.generation:
             self.forget(run.run_id)  # another producer goes on with the run: the tail would never grow again
             return
+        tail.own = tail.own and run.version == tail.run.version
         tail.run = run
         tail.epoch = max(tail.epoch, epoch)
 
-    def publish(self, run: Run, batches: Sequence[Batch], epoch: int | None = None) -> None:
-        """``run`` with the new ``batches`` was just committed by this process; called in the order of commits.
+    def publish(self, run: Run, batches: Sequence[Batch], epoch: int | None = None, *, own: bool = True) -> None:
+        """``run`` with the new ``batches`` was just committed, by this process if ``own``; in the order of commits.
 
         ``epoch`` is that at which the commit began. Where the commit follows on what the tail knows, nobody else has
         changed the run up to then, and the tail is as sure as after a read.
@@ -153,8 +155,9 @@ class HotTail:
             self._drop(tail, len(tail.batches))  # another process wrote in between: begin anew, dense
         if epoch is not None and run.version == tail.run.version + 1:
             tail.epoch = max(tail.epoch, epoch)
-        if run.version > tail.run.version:  # a read may have seen a later commit, of another process, before this
+        if run.version >= tail.run.version:  # a read may have seen a later commit, of another process, before this
             tail.run = run
+            tail.own = own
         self._extend(tail, batches)
 
     def absorb(self, page: Page, after: int, epoch: int) -> None:
@@ -181,6 +184,7 @@ class HotTail:
             batches = [batch.slice(held) for batch in batches if batch.last > held]
         elif batches and batches[-1].last < run.last_index:
             batches = ()  # what lies behind it will not come by itself
+        tail.own = tail.own and run.version == tail.run.version
         tail.run = run
         tail.epoch = max(tail.epoch, epoch)
         self._extend(tail, batches)
@@ -199,9 +203,13 @@ class HotTail:
             self.size -= tail.size
 
     def read(self, run_id: str, after: int, limit: int, max_bytes: int) -> Page | None:
-        """The page, or ``None`` if the store has to answer."""
+        """The page, or ``None`` if the store has to answer.
+
+        Of a run that another process commits to, its state alone (``limit=0``) is always the store's to tell: what has
+        been heard of it is a moment old, and a client that has been told the end by that process may be here already.
+        """
         tail = self._tails.get(run_id)
-        if tail is None or tail.epoch != self._epoch:
+        if tail is None or tail.epoch != self._epoch or (limit <= 0 and not tail.own):
             return None
         run = tail.run
         if after > run.last_index:

@@ -129,7 +129,7 @@ class EventLog(Protocol):
         the event with which it would pass ``max_bytes`` of JSON, but never before its first. It is empty only when
         there is nothing behind the cursor: a page that is not empty may end before the run's last event for reasons
         of the log's own. The page's run comes without ``input``, ``metadata`` and ``transcript``; ``limit=0`` reads
-        only the run.
+        only the run, as its newest commit in any process left it.
 
         Raises:
             RunNotFound: There is no such run.

@@ -83,7 +83,7 @@ class RedisWatch(Watch):
         known = self.hot.known(run_id)
         if known is not None and known.version < version:
             if events is not None and known.version == version - 1:
-                self.hot.publish(*_appended(known, version, events), self.hot.epoch)
+                self.hot.publish(*_appended(known, version, events), self.hot.epoch, own=False)
             else:
                 self.hot.forget(run_id)
         self._remember(run_id, version if known is None else max(version, known.version))

@@ -87,6 +87,27 @@ async def two_openings_see_each_other(bench: Bench) -> None:
         await bench.until("the end to be seen", partial(_has, bench.log, "run", RunStatus.COMPLETED))
 
 
+@clause("reopen")
+async def the_state_alone_is_the_newest_anywhere(bench: Bench) -> None:
+    """Who reads no events but only the run (``limit=0``) gets what any process has committed before, however fresh.
+
+    A client that was told the end by one process, and asks another one for more, is told that there is nothing left.
+    """
+    async with bench.again() as other:
+        for turn in range(20):
+            name = f"run-{turn}"
+            await bench.log.create(NewRun(name), lease=LEASE)
+            await bench.log.append(name, 1, [event("first")])
+            run, _ = await read_all(other, name)  # from here on it may know the run by heart
+            await other.wait(name, run.version, timeout=0.001 * (turn % 4))
+            await bench.log.append(name, 1, [event("last")])
+            if turn % 2:
+                await bench.log.append(name, 1, [], status=RunStatus.COMPLETED)
+            seen = (await other.read(name, limit=0)).run
+            same("the state that the other reads", seen, (await bench.log.read(name, limit=0)).run)
+            same("the status", seen.status, RunStatus.COMPLETED if turn % 2 else RunStatus.RUNNING)
+
+
 async def _has(log: EventLog, run_id: str, status: RunStatus) -> bool:
     return (await log.read(run_id, limit=0)).run.status is status
 
