@@ -72,7 +72,7 @@ class _Tail:
         self.batches: list[Batch] = []
         self.size: int = 0
         self.epoch = epoch
-        self.own: bool = False  # whether the run's newest state is a commit of this process
+        self.own: bool = False  # whether this process appends to it, so that nobody else changes how it is
 
 
 class HotTail:
@@ -157,7 +157,8 @@ class HotTail:
             tail.epoch = max(tail.epoch, epoch)
         if run.version >= tail.run.version:  # a read may have seen a later commit, of another process, before this
             tail.run = run
-            tail.own = own
+            # Who only asks for a cancel, or claims a run that another may still end, does not produce it
+            tail.own = own and (bool(batches) or run.status.finished)
         self._extend(tail, batches)
 
     def absorb(self, page: Page, after: int, epoch: int) -> None:

@@ -100,6 +100,8 @@ async def the_state_alone_is_the_newest_anywhere(bench: Bench) -> None:
             await bench.log.append(name, 1, [event("first")])
             run, _ = await read_all(other, name)  # from here on it may know the run by heart
             await other.wait(name, run.version, timeout=0.001 * (turn % 4))
+            if turn % 3 == 0:
+                await other.request_cancel(name)  # and is told by itself that the run has not ended
             await bench.log.append(name, 1, [event("last")])
             if turn % 2:
                 await bench.log.append(name, 1, [], status=RunStatus.COMPLETED)
