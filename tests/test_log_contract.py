@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from agno_resumable.log.memory import MemoryEventLog
 from agno_resumable.log.protocol import EventLog
 from agno_resumable.log.sqlite import SQLiteEventLog
+from agno_resumable.model import Intents
 from agno_resumable.testing import Check, check_event_log, event_log_checks
 
 from . import broken_logs as broken
@@ -109,6 +111,35 @@ def mutant_name(mutant: type[broken.Wrapped]) -> str:
 
 async def test_a_log_that_only_hands_on_passes() -> None:
     await check_event_log(broken.Wrapped)
+
+
+class WakesEarly(SQLiteEventLog):
+    """Makes use of what ``wait`` and ``intents`` may do: every other call returns early, and nothing has changed."""
+
+    calls = 0
+
+    async def wait(self, run_id: str, version: int, *, timeout: float) -> None:
+        self.calls += 1
+        await super().wait(run_id, version, timeout=0.0 if self.calls % 2 else timeout)
+
+    async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
+        self.calls += 1
+        return await super().intents(version, timeout=0.0 if self.calls % 2 else timeout, limit=limit)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_log_that_wakes_early_passes(tmp_path: Path) -> None:
+    numbers = count()
+
+    def fresh(*, max_run_bytes: int = 67_108_864, max_event_bytes: int = 8_388_608) -> WakesEarly:
+        path = tmp_path / f"{next(numbers)}.db"
+        return WakesEarly(path, max_run_bytes=max_run_bytes, max_event_bytes=max_event_bytes)
+
+    def reopen(log: EventLog) -> WakesEarly:
+        assert isinstance(log, WakesEarly)
+        return WakesEarly(log.path)
+
+    await check_event_log(fresh, reopen=reopen, limited=fresh)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=mutant_name)

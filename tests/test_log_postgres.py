@@ -227,6 +227,26 @@ async def test_the_durability_is_what_the_server_says(
         assert log.durability is durability
 
 
+CLOSED_AT_ONCE = """
+import asyncio, sys
+from agno_resumable.log.postgres import PostgresEventLog
+
+async def main():
+    for _ in range(5):
+        async with PostgresEventLog(sys.argv[1], schema=sys.argv[2]):
+            pass  # no turn of the event loop lies between: its tasks have not had their first step
+    print("closed")
+
+asyncio.run(main())
+"""
+
+
+def test_a_log_that_is_closed_at_once_ends(postgres: PostgresServer) -> None:
+    command = [sys.executable, "-c", CLOSED_AT_ONCE, postgres.url, postgres.schema()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("closed\n", "")
+
+
 # -------------------------------------------------------------------- tables
 
 

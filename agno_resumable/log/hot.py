@@ -72,7 +72,8 @@ class _Tail:
         self.batches: list[Batch] = []
         self.size: int = 0
         self.epoch = epoch
-        self.own: bool = False  # whether this process appends to it, so that nobody else changes how it is
+        # Whether this process has appended last: as long as it holds the run, nobody else changes how it is.
+        self.own: bool = False
 
 
 class HotTail:

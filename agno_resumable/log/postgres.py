@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..model import Durability, EncodedEvent, Intents, NewRun, Page, Run, RunSta
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run
 from .postgres_url import split_url
 from .protocol import Claim
+from .watch import cancel_seen
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -264,17 +266,11 @@ class PostgresEventLog:
         await session.watch.wait(run_id, version, timeout, session.follower.nudge)
 
     async def wait_cancel(self, run_id: str, *, timeout: float) -> bool:
-        for look_again in (True, False):
-            try:
-                run = (await self.read(run_id, limit=0)).run
-            except RunNotFound:
-                return True
-            if run.cancel_requested_at is not None:
-                return True
-            if look_again:
-                session = self._session
-                await session.watch.wait_cancel(run_id, run.version, timeout, session.follower.nudge)
-        return False
+        async def wait(version: int, left: float) -> None:
+            session = self._session
+            await session.watch.wait_cancel(run_id, version, left, session.follower.nudge)
+
+        return await cancel_seen(partial(self.read, run_id, limit=0), wait, timeout)
 
     async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
         session = self._session

@@ -105,12 +105,13 @@ class Notifier:
                     await self._more.wait()
                 words, self._words = self._words, {}
                 try:
-                    with self._busy():
-                        if conn is None:
-                            conn = await self._connect()
-                            # what is told is stored already: nothing of this has to be on a disk
+                    if conn is None:
+                        conn = await self._connect()  # no job: a server that is away holds up nobody who closes
+                        # what is told is stored already: nothing of this has to be on a disk
+                        with self._busy():
                             await _run(conn, "SET synchronous_commit = off")
-                            self.pid = conn.info.backend_pid
+                        self.pid = conn.info.backend_pid
+                    with self._busy():
                         for payload in payloads(words):
                             await _run(conn, "SELECT pg_notify(%s, %s)", (self._channel, payload))
                     delay = _RETRY[0]

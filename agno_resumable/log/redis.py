@@ -10,10 +10,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-import anyio
 from typing_extensions import Self
 
-from ..errors import LogClosed, LogUnavailable, RunNotFound
+from ..errors import LogClosed, LogUnavailable
 from ..model import Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 from . import redis_lives as lives, redis_ops as ops, redis_reads as reads
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
@@ -22,6 +21,7 @@ from .protocol import Claim
 from .redis_store import RedisSettings, RedisStore
 from .redis_topology import Servers, topology_of
 from .redis_url import log_options, servers_of
+from .watch import cancel_seen
 
 __all__ = ["RedisEventLog"]
 
@@ -281,17 +281,11 @@ class RedisEventLog:
         await store.watch.wait(run_id, version, timeout, store.listener.nudge)
 
     async def wait_cancel(self, run_id: str, *, timeout: float) -> bool:
-        deadline = anyio.current_time() + timeout
-        while True:
-            try:
-                run = (await self.read(run_id, limit=0)).run
-            except RunNotFound:
-                return True
-            left = deadline - anyio.current_time()
-            if run.cancel_requested_at is not None or left <= 0:
-                return run.cancel_requested_at is not None
+        async def wait(version: int, left: float) -> None:
             store = self._store
-            await store.watch.wait_cancel(run_id, run.version, left, store.listener.nudge)
+            await store.watch.wait_cancel(run_id, version, left, store.listener.nudge)
+
+        return await cancel_seen(partial(self.read, run_id, limit=0), wait, timeout)
 
     async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
         store = self._store

@@ -13,13 +13,14 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from ..errors import LogClosed, RunNotFound
+from ..errors import LogClosed
 from ..model import Durability, EncodedEvent, Intents, NewRun, Page, Run, RunStatus
 from . import sqlite_ops as ops
 from .checks import MAX_EVENT_BYTES, MAX_RUN_BYTES, check_events, check_intended, check_new_run, chunks
 from .hot import batches_of, take
 from .protocol import Claim
 from .sqlite_file import SQLiteFile
+from .watch import cancel_seen
 
 __all__ = ["SQLiteEventLog"]
 
@@ -216,17 +217,11 @@ class SQLiteEventLog:
         await file.watch.wait(run_id, version, timeout, file.nudge)
 
     async def wait_cancel(self, run_id: str, *, timeout: float) -> bool:
-        for look_again in (True, False):
-            try:
-                run = (await self.read(run_id, limit=0)).run
-            except RunNotFound:
-                return True
-            if run.cancel_requested_at is not None:
-                return True
-            if look_again:
-                file = self._file
-                await file.watch.wait_cancel(run_id, run.version, timeout, file.nudge)
-        return False
+        async def wait(version: int, left: float) -> None:
+            file = self._file
+            await file.watch.wait_cancel(run_id, version, left, file.nudge)
+
+        return await cancel_seen(partial(self.read, run_id, limit=0), wait, timeout)
 
     async def intents(self, version: int = -1, *, timeout: float = 0.0, limit: int = 10_000) -> Intents:
         file = self._file

@@ -7,14 +7,33 @@ reported by ``saw``; for those of others the backend reads the runs that ``due``
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
-from ..model import Batch, Run
+import anyio
+
+from ..errors import RunNotFound
+from ..model import Batch, Page, Run
 from .hot import HotTail
 from .signals import Signals
 
-__all__ = ["IntentWatch", "Watch"]
+__all__ = ["IntentWatch", "Watch", "cancel_seen"]
+
+
+async def cancel_seen(
+    read: Callable[[], Awaitable[Page]], wait: Callable[[int, float], Awaitable[None]], timeout: float
+) -> bool:
+    """See ``EventLog.wait_cancel``. ``wait``, which may return early, gets the version read and the seconds left."""
+    deadline = anyio.current_time() + timeout
+    while True:
+        try:
+            run = (await read()).run
+        except RunNotFound:
+            return True
+        left = deadline - anyio.current_time()
+        if run.cancel_requested_at is not None or left <= 0:
+            return run.cancel_requested_at is not None
+        await wait(run.version, left)
 
 
 class Watch:

@@ -10,6 +10,7 @@ from ..errors import LogClosed, RunExists, RunFinished, RunIdInvalid, RunNotFoun
 from ..log.protocol import EventLog
 from ..model import Family, NewRun, Run, RunStatus
 from .contract import FOREVER, LEASE, Bench, clause, collect, crowd, event, expect, read_all, refusal, same, start
+from .waiting import passes
 
 __all__: list[str] = []
 
@@ -337,7 +338,7 @@ async def closing_ends_every_wait(bench: Bench) -> None:
         async with crowd() as group, bench.fresh() as log:
             run = await start(log)
             ends: list[Callable[[], Awaitable[object]]] = [
-                partial(log.wait, "run", run.version, timeout=FOREVER),
+                partial(passes, log, "run", run.version),
                 partial(log.wait_cancel, "run", timeout=FOREVER),
             ]
             results = collect(group, *ends)

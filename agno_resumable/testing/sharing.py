@@ -24,7 +24,7 @@ from .contract import (
     turns,
 )
 from .intents import changed_intents
-from .waiting import changes_of, check_wakeups
+from .waiting import changes_of, check_wakeups, passes
 
 __all__: list[str] = []
 
@@ -123,7 +123,7 @@ async def a_change_elsewhere_ends_a_wait(bench: Bench) -> None:
             run, _ = await read_all(bench.log)
             with bench.soon(f"wait to end by {what} of another process"):
                 async with crowd() as group:
-                    collect(group, *[partial(bench.log.wait, "run", run.version, timeout=FOREVER)] * 3)
+                    collect(group, *[partial(passes, bench.log, "run", run.version)] * 3)
                     await bench.waiters(3)
                     await change()
             await other.delete("run")
@@ -325,7 +325,7 @@ async def a_run_made_anew_elsewhere_shows_nothing_old(bench: Bench) -> None:
             seen, _ = await read_all(log)
             with bench.soon("wait to end when another process makes the run anew"):
                 async with crowd() as group:
-                    collect(group, partial(log.wait, "run", seen.version, timeout=FOREVER))
+                    collect(group, partial(passes, log, "run", seen.version))
                     await bench.waiters(1)
                     await other.delete("run")
                     newer = [event(f"leg-{leg}-{number}") for number in range(seen.next_index + 1)]
