@@ -24,7 +24,7 @@ from .log.protocol import Claim, EventLog
 from .model import Family, Run, RunStatus
 from .producer import Producer
 from .shutdown import Drain, current_drain
-from .sse import Identity, error_event
+from .sse import Identity, cancelled_event, error_event
 from .transcript import Transcript
 
 __all__ = ["Holder", "Policy", "Supervisor"]
@@ -374,20 +374,22 @@ class Supervisor:
     async def _bury(self, run: Run) -> None:
         logger.warning("a run lost its producer", extra={"run_id": run.run_id, "family": run.family.value})
         transcript = await Transcript.of_log(self.log, run)
-        frame = error_event(
-            run.family,
-            "The process that ran this was lost before it ended.",
-            error_type="producer_lost",
-            identity=Identity(run_id=run.run_id, session_id=run.session_id, component_id=run.component_id),
-        )
+        identity = Identity(run_id=run.run_id, session_id=run.session_id, component_id=run.component_id)
+        if run.cancel_requested_at is not None:  # it has what was asked for, though not from its producer
+            status = RunStatus.CANCELLED
+            frame = cancelled_event(run.family, "The run was cancelled.", identity=identity)
+        else:
+            status = RunStatus.ERROR
+            ended = "The process that ran this was lost before it ended."
+            frame = error_event(run.family, ended, error_type="producer_lost", identity=identity)
         transcript.fold([frame])
         try:
             await self.log.append(
                 run.run_id,
                 run.generation,
                 [frame],
-                status=RunStatus.ERROR,
-                transcript=transcript.dump(RunStatus.ERROR),
+                status=status,
+                transcript=transcript.dump(status),
             )
         except LogUnavailable:
             raise

@@ -477,20 +477,27 @@ async def test_a_producer_whose_lease_was_taken_stops_at_the_next_renewal_though
             assert (await stream.get(run.run_id)).status is RunStatus.RUNNING
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["lost", "to be cancelled"])
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_run_whose_producer_died_is_ended_with_its_familys_error_frame(family: Family) -> None:
+async def test_a_run_whose_producer_died_is_ended_with_its_familys_frame(family: Family, asked: bool) -> None:
     async with MemoryEventLog() as log:
         await log.create(NewRun("dead", family=family, component_id="agent", session_id="s"), lease=0.01)
         delta = EncodedEvent("TeamRunContent" if family is Family.TEAM else "RunContent", b'{"content":"so far"}')
         await log.append("dead", 1, [delta])
+        if asked:
+            await log.request_cancel("dead")
         await anyio.sleep(0.02)
         async with ResumableStream(scripted_agent(), log=log, sweep_interval=0.05):
             await eventually(lambda: finished(log, "dead"))
         run = await log.get("dead")
         events = (await log.read("dead")).events
-    assert run.status is RunStatus.ERROR
-    assert events[-1].type == PREFIXES[family] + "Error"
-    assert orjson.loads(events[-1].data)["error_type"] == "producer_lost"
+    said = orjson.loads(events[-1].data)
+    if asked:
+        assert (run.status, events[-1].type) == (RunStatus.CANCELLED, PREFIXES[family] + "Cancelled")
+        assert said["reason"] == "The run was cancelled."
+    else:
+        assert (run.status, events[-1].type) == (RunStatus.ERROR, PREFIXES[family] + "Error")
+        assert said["error_type"] == "producer_lost"
     assert b"so far" in (run.transcript or b"")
 
 

@@ -109,7 +109,8 @@ async def test_a_run_that_was_to_be_cancelled_is_not_begun_anew() -> None:
         await lost_run(log)
         await log.request_cancel("run")
         async with ResumableStream(speak, log=log, **RESTART) as stream:
-            assert (await events_of(stream, "run"))[-1].type == "RunError"
+            assert (await events_of(stream, "run"))[-1].type == "RunCancelled"
+            assert (await stream.wait("run")).status is RunStatus.CANCELLED
 
 
 async def test_a_stream_that_does_not_ask_for_it_ends_what_is_lost() -> None:

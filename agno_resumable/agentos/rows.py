@@ -15,6 +15,7 @@ __all__ = ["Rows", "component_of"]
 logger: logging.Logger = logging.getLogger("agno_resumable.agentos")
 
 _ENDED = "The process that ran this was lost before it ended."
+_CANCELLED = "The run was cancelled."
 
 
 def component_of(agent_os: Any, family: Family, component_id: str | None) -> Any:
@@ -38,7 +39,10 @@ class Rows:
         self._log = log
 
     async def settle(self, run: Run) -> None:
-        """Set the row to ERROR, if it still says PENDING or RUNNING. A run that has no row is left without one."""
+        """Set the row to ERROR, or to CANCELLED if that was asked for, if it still says PENDING or RUNNING.
+
+        A run that has no row is left without one.
+        """
         component = component_of(self._agent_os, run.family, run.component_id)
         if component is None or getattr(component, "db", None) is None:
             return
@@ -52,9 +56,10 @@ class Rows:
         row = await component.aget_run_output(run_id=run.run_id, session_id=session_id)
         if row is None or row.status not in (AgnoStatus.pending, AgnoStatus.running):
             return
-        row.status = AgnoStatus.error
+        cancelled = run.cancel_requested_at is not None
+        row.status = AgnoStatus.cancelled if cancelled else AgnoStatus.error
         if row.content is None:
-            row.content = _ENDED
+            row.content = _CANCELLED if cancelled else _ENDED
         await apersist_run_transition(
             component,
             run.family.value,

@@ -93,10 +93,13 @@ def _stored(db: SqliteDb, family: Family, status: AgnoStatus) -> None:
         db.upsert_run(row, session_id="s")
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "said"), [(False, AgnoStatus.error, "lost"), (True, AgnoStatus.cancelled, "cancelled")]
+)
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("family", Family)
-async def test_the_row_of_a_lost_run_says_error(
-    family: Family, known: bool, log: MemoryEventLog, tmp_path: Path
+async def test_the_row_of_a_lost_run_says_how_it_ended(
+    family: Family, known: bool, asked: bool, status: AgnoStatus, said: str, log: MemoryEventLog, tmp_path: Path
 ) -> None:
     db = SqliteDb(db_file=str(tmp_path / "agno.db"))
     component = scripted(family, "word", id=family.value, db=db)
@@ -104,11 +107,13 @@ async def test_the_row_of_a_lost_run_says_error(
     _stored(db, family, AgnoStatus.running)
     await log.create(NewRun("run", family, family.value, "s" if known else None), lease=1)
     await log.append("run", 1, [EncodedEvent("RunStarted", b'{"event":"RunStarted","session_id":"s"}')])
+    if asked:
+        await log.request_cancel("run")
     await Rows(system, log).settle((await log.read("run")).run)
     row = await component.aget_run_output(run_id="run", session_id="s")
     assert row is not None
-    assert row.status == AgnoStatus.error
-    assert "lost" in str(row.content)
+    assert row.status == status
+    assert said in str(row.content)
 
 
 async def test_a_row_that_has_its_end_is_left_alone(log: MemoryEventLog, tmp_path: Path) -> None:

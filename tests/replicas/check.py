@@ -74,8 +74,7 @@ def check_status(story: Story, run: Run, whole: History, policy: LostPolicy) -> 
     if run.status is RunStatus.ERROR:
         if last.get("error_type") != "producer_lost":
             return [f"it failed: {last}"]
-        # With "restart" only a run that was to be cancelled is not begun anew
-        return [] if policy == "error" or run.cancel_requested_at is not None else ["its producer was lost for good"]
+        return [] if policy == "error" else ["its producer was lost for good"]
     if run.status is RunStatus.CANCELLED:
         # With "error" the drain cancels what it cannot finish
         return [] if story.kind == "cancelled" or policy == "error" else ["it was cancelled, and nobody asked for it"]
