@@ -277,10 +277,13 @@ class Outbox:
         waiting.set()
 
     async def _is_stored(self, end: RunStatus | None) -> bool:
-        """Whether the append in doubt was stored: only this producer moves the run's index, so the index tells."""
+        """Whether the append in doubt was stored: only this producer moves the run's index, so the index tells.
+
+        A lower one is that of a store that has failed over and lost more than this.
+        """
         try:
             # Not a read: an append stands behind the one in doubt, wherever that is queued
-            return await self._log.append(*self.claim, ()) != self.stored_index
+            return await self._log.append(*self.claim, ()) > self.stored_index
         except RunFinished as error:
             if end is not None and error.status == end.value:
                 return True

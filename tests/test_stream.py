@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from agno_resumable import (
 )
 from agno_resumable.demo.scripted import Pause, ScriptedModel, ScriptItem, ToolCall
 
+from .broken_logs import Wrapped
 from .support import PATIENCE, Gate, eventually, scripted, scripted_agent, scripted_team, scripted_workflow
 
 pytestmark = pytest.mark.anyio
@@ -413,6 +414,46 @@ async def test_an_outage_of_the_log_loses_and_doubles_nothing(stored: bool, outc
         events = await events_of(stream, run.run_id)
         assert (await ended(stream, run)).status is RunStatus.COMPLETED
     assert [orjson.loads(event.data)["content"] for event in events] == ["0", "1", "2", "3", "4", "5"]
+
+
+class FailsOver(Wrapped):
+    """Its fourth append fails, and then there is a replica in its place that had received no more than two events."""
+
+    calls = 0
+
+    async def append(
+        self,
+        run_id: str,
+        generation: int,
+        events: Sequence[EncodedEvent],
+        *,
+        status: RunStatus | None = None,
+        transcript: bytes | None = None,
+    ) -> int:
+        self.calls += bool(events)
+        if self.calls != 4:
+            return await super().append(run_id, generation, events, status=status, transcript=transcript)
+        self.calls += 1
+        received = (await self.read(run_id, limit=2)).events
+        await self.inner.__aexit__(None, None, None)
+        self.inner = MemoryEventLog()
+        await self.inner.__aenter__()
+        await self.inner.create(NewRun(run_id), lease=60.0)
+        await self.inner.append(run_id, generation, [EncodedEvent(event.type, event.data) for event in received])
+        raise LogUnavailable("the server is gone", outcome_unknown=True)
+
+
+async def test_a_store_that_has_lost_events_does_not_pass_for_one_that_has_stored_more() -> None:
+    async def count(input: str) -> AsyncIterator[str]:
+        for number in range(6):
+            yield str(number)
+            await anyio.sleep(0.02)
+
+    async with FailsOver() as log, ResumableStream(count, log=log) as stream:
+        run = await stream.start("Go.")
+        assert (await ended(stream, run)).status is RunStatus.COMPLETED
+        events = (await log.read(run.run_id)).events
+    assert [orjson.loads(event.data)["content"] for event in events] == ["0", "1", "3", "4", "5"]
 
 
 async def test_a_slow_log_holds_the_source_back_and_not_a_growing_buffer() -> None:
