@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 from ..errors import LogUnavailable
+from .patience import Patience
 from .postgres_values import register
 
 if TYPE_CHECKING:
@@ -122,39 +123,29 @@ class _Use:
     than what is done here.
     """
 
-    __slots__ = ("_conn", "_connections", "_timer")
+    __slots__ = ("_conn", "_connections", "_patience")
 
     def __init__(self, connections: OwnConnections) -> None:
         self._connections = connections
         self._conn: Connection
-        self._timer: patience
+        self._patience: Patience
 
     async def __aenter__(self) -> Connection:
         self._conn = conn = await self._connections.take()
-        self._timer = patience(conn, self._connections.timeout)
+        self._patience = patience(conn, self._connections.timeout)
         return conn
 
     async def __aexit__(self, *_: object) -> None:
-        self._timer.__exit__()
+        self._patience.__exit__()
         await self._connections.give_back(self._conn)
 
 
-class patience:  # noqa: N801 - read as a function
+def patience(conn: Connection, seconds: float) -> Patience:
     """Cut the connection if the body takes longer: a server that stands still would be waited for without an end.
 
     Cancelling the statement would not do, as psycopg waits for the server's answer to that.
     """
-
-    __slots__ = ("_timer",)
-
-    def __init__(self, conn: Connection, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, _cut, conn)
-
-    def __enter__(self) -> None:
-        """The time has begun already."""
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+    return Patience(seconds, partial(_cut, conn))
 
 
 def _cut(conn: Connection) -> None:

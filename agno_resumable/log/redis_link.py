@@ -6,8 +6,8 @@ may have been done is never sent again; only what the server has refused before 
 
 from __future__ import annotations
 
-import asyncio
 import re
+import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from ..errors import LogUnavailable
+from .patience import Patience
 from .redis_driver import (
     AskError,
     AuthenticationError,
@@ -104,20 +105,11 @@ class _Broken(Exception):
         self.sent = sent
 
 
-class _Late:
-    """Whether a server has taken too long to answer."""
-
-    __slots__ = ("happened",)
-
-    def __init__(self) -> None:
-        self.happened: bool = False
-
-    def cut(self, connection: Any) -> None:
-        """End what waits for this connection."""
-        self.happened = True
-        writer = getattr(connection, "_writer", None)
-        if writer is not None:  # else it is hung up already
-            writer.transport.abort()
+def _cut(connection: Any) -> None:
+    """End what waits for this connection."""
+    writer = getattr(connection, "_writer", None)
+    if writer is not None:  # else it is hung up already
+        writer.transport.abort()
 
 
 def _is_alive(connection: Any) -> bool:
@@ -147,19 +139,19 @@ class _Wire:
         """
         replies: list[Any] = []
         sent = False
-        late = _Late()
+        patience: Patience | None = None
         try:
-            loop = asyncio.get_running_loop()
-            deadline = loop.time() + (self._timeout if timeout is None else timeout)
+            seconds = self._timeout if timeout is None else timeout
             connection = self._connection
             if connection is None or not _is_alive(connection):
-                with anyio.CancelScope(deadline=deadline) as scope:
+                began = time.monotonic()
+                with anyio.move_on_after(seconds) as scope:
                     connection = await self._connected()
                 if scope.cancelled_caught:
                     raise TimeoutError
-            # A timer, because a cancel scope takes as long as all the rest of sending a command
-            timer = loop.call_at(deadline, late.cut, connection)
-            try:
+                seconds = max(0.0, seconds - (time.monotonic() - began))
+            patience = Patience(seconds, partial(_cut, connection))
+            with patience:
                 sent = True
                 await connection.send_packed_command(
                     b"".join([command.data for command in commands]), check_health=False
@@ -169,14 +161,12 @@ class _Wire:
                         replies.append(await connection.read_response(disable_decoding=True))
                     except ResponseError as refused:
                         replies.append(refused)
-            finally:
-                timer.cancel()
         except (BusyLoadingError, AuthenticationError) as error:  # a reply, for which the driver hangs up
             await self.drop()
             raise _Broken(replies, False) from error
         except (RedisError, OSError, EOFError) as error:  # TimeoutError is an OSError
             await self.drop()
-            raise _Broken(replies, sent) from (TimeoutError() if late.happened else error)
+            raise _Broken(replies, sent) from (TimeoutError() if patience is not None and patience.lost else error)
         except BaseException:  # a reply that nobody has read would be taken for the next command's
             await self.drop()
             raise
