@@ -15,7 +15,8 @@ from agno_resumable.log import patience
 from agno_resumable.log.patience import Patience
 from agno_resumable.log.protocol import EventLog
 from agno_resumable.log.redis import RedisEventLog
-from agno_resumable.testing.contract import event, start
+from agno_resumable.model import NewRun
+from agno_resumable.testing.contract import event, turns
 
 from .postgres_server import PostgresServer
 from .redis_server import RedisServer
@@ -69,21 +70,23 @@ async def test_a_loop_that_is_always_late_does_not_wait_for_ever(monkeypatch: py
 
 async def blocked(open_log: Callable[[], EventLog]) -> None:
     """Nothing of what a log does fails because the loop stood still for longer than the server may take."""
-    async with open_log() as log:
-        await start(log, "run", event(0))
-        for number in range(1, 6):
-            append = asyncio.create_task(log.append("run", 1, [event(number)]))
-            read = asyncio.create_task(log.get("run"))
-            for _ in range(number):
-                await asyncio.sleep(0)
-            time.sleep(0.5)  # noqa: ASYNC251 - this is what is tried
-            assert await append == number + 1
-            assert (await read).run_id == "run"
+    for turns_before in (1, 3, 8):
+        async with open_log() as log:  # with connections that are not made yet
+            for result in (
+                log.create(NewRun("run"), lease=600),
+                log.append("run", 1, [event(0)]),
+                log.get("run"),
+            ):
+                call = asyncio.create_task(result)
+                await turns(turns_before)
+                time.sleep(0.3)  # noqa: ASYNC251 - this is what is tried
+                await call
+            assert (await log.read("run")).last == 0
 
 
 async def test_a_blocked_loop_costs_the_postgres_log_nothing(postgres: PostgresServer) -> None:
-    await blocked(lambda: postgres.open(timeout=0.25))
+    await blocked(lambda: postgres.open(timeout=0.15))
 
 
 async def test_a_blocked_loop_costs_the_redis_log_nothing(redis_server: RedisServer) -> None:
-    await blocked(lambda: RedisEventLog(redis_server.url, prefix=f"patience-{time.monotonic_ns()}", timeout=0.25))
+    await blocked(lambda: RedisEventLog(redis_server.url, prefix=f"patience-{time.monotonic_ns()}", timeout=0.15))

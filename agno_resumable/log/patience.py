@@ -24,12 +24,13 @@ class Patience:
     command.
     """
 
-    __slots__ = ("_due", "_late", "_loop", "_moments", "_timer", "lost")
+    __slots__ = ("_due", "_loop", "_moments", "_timer", "late", "lost")
 
     def __init__(self, seconds: float, late: Callable[[], object]) -> None:
         self.lost: bool = False
         """Whether ``late`` was called."""
-        self._late = late
+        self.late: Callable[[], object] = late
+        """What to call now."""
         self._loop = asyncio.get_running_loop()
         self._moments = 0
         self._due = time.monotonic() + seconds
@@ -49,4 +50,4 @@ class Patience:
             self._timer = self._loop.call_later(_MOMENT, self._fire)
         else:
             self.lost = True
-            self._late()
+            self.late()

@@ -7,7 +7,6 @@ may have been done is never sent again; only what the server has refused before 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -139,19 +138,17 @@ class _Wire:
         """
         replies: list[Any] = []
         sent = False
-        patience: Patience | None = None
+        connection = self._connection
+        patience = Patience(self._timeout if timeout is None else timeout, partial(_cut, connection))
         try:
-            seconds = self._timeout if timeout is None else timeout
-            connection = self._connection
-            if connection is None or not _is_alive(connection):
-                began = time.monotonic()
-                with anyio.move_on_after(seconds) as scope:
-                    connection = await self._connected()
-                if scope.cancelled_caught:
-                    raise TimeoutError
-                seconds = max(0.0, seconds - (time.monotonic() - began))
-            patience = Patience(seconds, partial(_cut, connection))
             with patience:
+                if connection is None or not _is_alive(connection):
+                    with anyio.CancelScope() as scope:
+                        patience.late = scope.cancel
+                        connection = await self._connected()
+                    if patience.lost:
+                        raise TimeoutError
+                    patience.late = partial(_cut, connection)
                 sent = True
                 await connection.send_packed_command(
                     b"".join([command.data for command in commands]), check_health=False
@@ -166,7 +163,7 @@ class _Wire:
             raise _Broken(replies, False) from error
         except (RedisError, OSError, EOFError) as error:  # TimeoutError is an OSError
             await self.drop()
-            raise _Broken(replies, sent) from (TimeoutError() if patience is not None and patience.lost else error)
+            raise _Broken(replies, sent) from (TimeoutError() if patience.lost else error)
         except BaseException:  # a reply that nobody has read would be taken for the next command's
             await self.drop()
             raise
