@@ -65,7 +65,8 @@ class Outbox:
         self.claim: Claim = (run.run_id, run.generation)
         self.family: Family = family
         self.identity: Identity = identity
-        self.transcript: Transcript = transcript or Transcript(run.run_id)
+        self._transcript = transcript or Transcript(run.run_id)
+        self._unfolded: list[EncodedEvent] = []
         self.next_index: int = run.next_index
         """The index of the event that is put next."""
         self.stored_index: int = run.next_index
@@ -95,6 +96,16 @@ class Outbox:
 
     def __repr__(self) -> str:
         return f"Outbox({self.claim[0]!r}, generation={self.claim[1]})"
+
+    @property
+    def transcript(self) -> Transcript:
+        """The transcript so far, with all that was handed to the log."""
+        self._fold()
+        return self._transcript
+
+    def _fold(self) -> None:
+        unfolded, self._unfolded = self._unfolded, []
+        self._transcript.fold(unfolded)
 
     # ---------------------------------------------------------------- in
 
@@ -173,12 +184,13 @@ class Outbox:
                         continue
                     await self._gather(gather_until)
                     events, end = self._take()
-                    self.transcript.fold(events)
+                    self._unfolded += events
                     await self._store(events, end)
                     if end is not None:
                         self.left = False  # it was quicker
                         return
                     gather_until = await self._serve()
+                    self._fold()  # now that nobody waits for the events any more
             except (StaleGeneration, RunNotFound, RunFinished) as error:
                 logger.warning(
                     "the run is lost to another producer",

@@ -84,12 +84,16 @@ class Producer:
             on_lost=lambda: self._stop("lost"),
         )
         self.claim: Claim = self._outbox.claim
-        self.transcript: Transcript = self._outbox.transcript
         self.done: anyio.Event = self._outbox.done
         """Set when the run has its end, or has been lost."""
 
     def __repr__(self) -> str:
         return f"Producer({self.run.run_id!r}, generation={self.run.generation})"
+
+    @property
+    def transcript(self) -> Transcript:
+        """What it has said so far."""
+        return self._outbox.transcript
 
     async def produce(self) -> None:
         """Run it to its end. Raises nothing but cancellation; a run that is cancelled from outside is ended first."""

@@ -205,11 +205,12 @@ class PostgresSession:
         return self._committer.events
 
     def _appended(self, stored: Sequence[tuple[Run, Sequence[Batch]]], epoch: int) -> None:
+        # Others first: what they do about it takes time that this process's own readers do not take from them
+        self._tell([run.run_id for run, _ in stored])
         watch = self.watch
         for run, batches in stored:
             watch.hot.publish(run, batches, epoch)
             watch.saw(run)
-        self._tell([run.run_id for run, _ in stored])
 
     def _changed(self, run: Run | None) -> None:
         if run is not None:
