@@ -227,6 +227,26 @@ async def test_the_durability_is_what_the_server_says(
         assert log.durability is durability
 
 
+async def test_a_wait_for_a_cancel_that_is_woken_for_another_reason_goes_on(postgres: PostgresServer) -> None:
+    """A look that was made before the run is one such reason: it says that there is none."""
+    async with postgres.open() as log:
+        await log.create(NewRun("run"), lease=LEASE)
+        found: list[bool] = []
+
+        async def ask() -> None:
+            found.append(await log.wait_cancel("run", timeout=PATIENCE))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            while not log.stats()["waiters"]:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+            log._session.watch.gone("run")
+            await anyio.sleep(0.1)
+            assert (found, log.stats()["waiters"]) == ([], 1)
+            await log.request_cancel("run")
+        assert found == [True]
+
+
 CLOSED_AT_ONCE = """
 import asyncio, sys
 from agno_resumable.log.postgres import PostgresEventLog

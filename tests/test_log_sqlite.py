@@ -153,6 +153,26 @@ async def test_a_cancel_request_of_another_process_reaches_the_producer(path: st
             assert asked == [True]
 
 
+async def test_a_wait_for_a_cancel_that_is_woken_for_another_reason_goes_on(path: str) -> None:
+    """A look that was made before the run is one such reason: it says that there is none."""
+    async with SQLiteEventLog(path) as log:
+        await log.create(NewRun("run"), lease=LEASE)
+        found: list[bool] = []
+
+        async def ask() -> None:
+            found.append(await log.wait_cancel("run", timeout=20.0))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            while not log.stats()["waiters"]:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+            log._file.watch.gone("run")
+            await anyio.sleep(0.1)
+            assert (found, log.stats()["waiters"]) == ([], 1)
+            await log.request_cancel("run")
+        assert found == [True]
+
+
 async def test_a_takeover_by_another_process_fences_this_one_at_once(path: str) -> None:
     async with SQLiteEventLog(path) as log:
         await log.create(NewRun("run"), lease=LEASE)
