@@ -67,6 +67,7 @@ class Outbox:
         self.identity: Identity = identity
         self._transcript = transcript or Transcript(run.run_id)
         self._unfolded: list[EncodedEvent] = []
+        self._missing = 0
         self.next_index: int = run.next_index
         """The index of the event that is put next."""
         self.stored_index: int = run.next_index
@@ -160,7 +161,7 @@ class Outbox:
 
     async def stored(self, index: int) -> bool:
         """Wait until the log has the event with this index; False if it will not have it from here."""
-        while self.stored_index <= index:
+        while self.stored_index + self._missing <= index:
             if self.done.is_set():
                 return False
             await self._stored.wait()
@@ -285,6 +286,9 @@ class Outbox:
 
     def _note(self, stored: int) -> None:
         self.stored_index = stored
+        # By so much the log is behind what was counted here, where the store has failed over and lost events: nobody
+        # may wait for what never comes
+        self._missing = max(0, self.next_index - len(self._buffer) - stored)
         waiting, self._stored = self._stored, anyio.Event()
         waiting.set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import shutil
 import subprocess
 import tempfile
@@ -64,7 +63,7 @@ def pgbouncer(postgres: PostgresServer, mode: str, size: int) -> Iterator[Postgr
         (directory / "users").write_text(f'"{known["user"]}" ""\n')
         ini = directory / "pgbouncer.ini"
         ini.write_text(CONFIGURATION.format(server=known["host"], mode=mode, directory=directory, size=size))
-        if owner == getpass.getuser():
+        if owner == psutil.Process().username():
             process = subprocess.Popen([PGBOUNCER, "-q", ini])
         else:
             for path in (directory, *directory.iterdir()):

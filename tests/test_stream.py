@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from agno_resumable import (
     drain,
 )
 from agno_resumable.demo.scripted import Pause, ScriptedModel, ScriptItem, ToolCall
+from agno_resumable.outbox import Outbox
+from agno_resumable.sse import Identity
 
 from .broken_logs import Wrapped
 from .support import PATIENCE, Gate, eventually, scripted, scripted_agent, scripted_team, scripted_workflow
@@ -421,18 +423,11 @@ class FailsOver(Wrapped):
 
     calls = 0
 
-    async def append(
-        self,
-        run_id: str,
-        generation: int,
-        events: Sequence[EncodedEvent],
-        *,
-        status: RunStatus | None = None,
-        transcript: bytes | None = None,
-    ) -> int:
+    async def append(self, *args: Any, **options: Any) -> int:
+        run_id, generation, events = args
         self.calls += bool(events)
         if self.calls != 4:
-            return await super().append(run_id, generation, events, status=status, transcript=transcript)
+            return await super().append(*args, **options)
         self.calls += 1
         received = (await self.read(run_id, limit=2)).events
         await self.inner.__aexit__(None, None, None)
@@ -454,6 +449,23 @@ async def test_a_store_that_has_lost_events_does_not_pass_for_one_that_has_store
         assert (await ended(stream, run)).status is RunStatus.COMPLETED
         events = (await log.read(run.run_id)).events
     assert [orjson.loads(event.data)["content"] for event in events] == ["0", "1", "3", "4", "5"]
+
+
+async def test_nobody_waits_for_an_index_that_a_store_has_lost() -> None:
+    async with FailsOver() as log, anyio.create_task_group() as tasks:
+        run = await log.create(NewRun("run"), lease=60.0)
+        outbox = Outbox(log, run, family=Family.AGENT, identity=Identity(run_id="run"))
+        tasks.start_soon(outbox.write)
+        try:
+            with anyio.fail_after(PATIENCE):
+                for number in range(5):
+                    outbox.put(EncodedEvent("RunContent", b'{"n":%d}' % number))
+                    assert await outbox.stored(outbox.next_index - 1)
+                    assert (await log.read("run")).events[-1].data == b'{"n":%d}' % number
+        finally:
+            outbox.finish(RunStatus.COMPLETED, None)
+        found = [orjson.loads(event.data)["n"] for event in (await log.read("run")).events]
+        assert found == [0, 1, 3, 4]
 
 
 async def test_a_slow_log_holds_the_source_back_and_not_a_growing_buffer() -> None:

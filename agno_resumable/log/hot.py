@@ -72,7 +72,7 @@ class _Tail:
         self.batches: list[Batch] = []
         self.size: int = 0
         self.epoch = epoch
-        # Whether this process has appended last: as long as it holds the run, nobody else changes how it is.
+        # Whether this process has appended last: as long as it holds the run, nobody else ends it.
         self.own: bool = False
 
 

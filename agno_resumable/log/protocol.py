@@ -129,7 +129,8 @@ class EventLog(Protocol):
         the event with which it would pass ``max_bytes`` of JSON, but never before its first. It is empty only when
         there is nothing behind the cursor: a page that is not empty may end before the run's last event for reasons
         of the log's own. The page's run comes without ``input``, ``metadata`` and ``transcript``; ``limit=0`` reads
-        only the run, as its newest commit in any process left it.
+        only the run. Of a run that this process does not append to, that is what the newest commit in any process
+        left; of one that it does, what others do (a cancel request, a takeover) shows within the polling interval.
 
         Raises:
             RunNotFound: There is no such run.

@@ -89,7 +89,7 @@ async def two_openings_see_each_other(bench: Bench) -> None:
 
 @clause("reopen")
 async def the_state_alone_is_the_newest_anywhere(bench: Bench) -> None:
-    """Who reads no events but only the run (``limit=0``) gets what any process has committed before, however fresh.
+    """Reading only a run (``limit=0``) that another process appends to gives what that has committed, however fresh.
 
     A client that was told the end by one process, and asks another one for more, is told that there is nothing left.
     """
